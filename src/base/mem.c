@@ -1,0 +1,163 @@
+#include "base/mem.h"
+
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+static atomic_long fail_from = -1;
+static atomic_long count;
+
+static int may_allocate(void)
+{
+    long n = atomic_fetch_add(&count, 1);
+    long limit = atomic_load(&fail_from);
+    return limit < 0 || n < limit;
+}
+
+void op_alloc_fail_from(long n)
+{
+    atomic_store(&count, 0);
+    atomic_store(&fail_from, n);
+}
+
+long op_alloc_count(void)
+{
+    return atomic_load(&count);
+}
+
+void *op_alloc(size_t bytes)
+{
+    return may_allocate() ? malloc(bytes ? bytes : 1) : NULL;
+}
+
+void *op_alloc_zero(size_t n, size_t size)
+{
+    return may_allocate() ? calloc(n ? n : 1, size ? size : 1) : NULL;
+}
+
+void *op_alloc_array(size_t n, size_t size)
+{
+    size_t bytes;
+    return __builtin_mul_overflow(n, size, &bytes) ? NULL : op_alloc(bytes);
+}
+
+void *op_realloc(void *p, size_t bytes)
+{
+    return may_allocate() ? realloc(p, bytes ? bytes : 1) : NULL;
+}
+
+void op_free(void *p)
+{
+    free(p);
+}
+
+char *op_strndup(const char *s, size_t n)
+{
+    char *copy = op_alloc(n + 1);
+    if (!copy)
+        return NULL;
+    memcpy(copy, s, n);
+    copy[n] = 0;
+    return copy;
+}
+
+char *op_strdup(const char *s)
+{
+    return op_strndup(s, strlen(s));
+}
+
+enum { ALIGN = 64, HUGE_BYTES = 2 << 20 };
+
+void *op_alloc_aligned(size_t bytes)
+{
+    if (!may_allocate() || bytes > SIZE_MAX - HUGE_BYTES)
+        return NULL;
+    size_t align = bytes >= HUGE_BYTES ? HUGE_BYTES : ALIGN;
+    size_t rounded = (bytes + align - 1) / align * align;
+    void *p = aligned_alloc(align, rounded ? rounded : align);
+    if (!p)
+        return NULL;
+    if (align == HUGE_BYTES)
+        madvise(p, rounded, MADV_HUGEPAGE);
+    memset(p, 0, rounded);
+    return p;
+}
+
+void op_free_aligned(void *p)
+{
+    free(p);
+}
+
+struct op_arena_chunk {
+    op_arena_chunk *next;
+    size_t size, used;
+    unsigned char *data;
+};
+
+void op_arena_init(op_arena *a)
+{
+    *a = (op_arena){0};
+}
+
+static op_arena_chunk *chunk_new(size_t bytes)
+{
+    op_arena_chunk *c = op_alloc(sizeof *c);
+    if (!c)
+        return NULL;
+    *c = (op_arena_chunk){.size = bytes, .data = op_alloc_aligned(bytes)};
+    if (!c->data) {
+        op_free(c);
+        return NULL;
+    }
+    return c;
+}
+
+void *op_arena_alloc(op_arena *a, size_t bytes)
+{
+    if (bytes > SIZE_MAX / 2)
+        return NULL;
+    bytes = (bytes + ALIGN - 1) / ALIGN * ALIGN;
+    op_arena_chunk *c = a->chunks;
+    if (!c || c->size - c->used < bytes) {
+        size_t size = bytes > (1u << 20) ? bytes : (1u << 20);
+        c = chunk_new(size);
+        if (!c)
+            return NULL;
+        c->next = a->chunks;
+        a->chunks = c;
+    }
+    void *p = c->data + c->used;
+    c->used += bytes;
+    a->used += bytes;
+    if (a->used > a->peak)
+        a->peak = a->used;
+    return p;
+}
+
+static void chunks_free(op_arena_chunk *c)
+{
+    while (c) {
+        op_arena_chunk *next = c->next;
+        op_free_aligned(c->data);
+        op_free(c);
+        c = next;
+    }
+}
+
+void op_arena_reset(op_arena *a)
+{
+    if (a->chunks && a->chunks->next) {
+        chunks_free(a->chunks);
+        a->chunks = chunk_new(a->peak); /* NULL is fine: the next allocation tries again */
+    } else if (a->chunks) {
+        a->chunks->used = 0;
+    }
+    a->used = 0;
+}
+
+void op_arena_release(op_arena *a)
+{
+    chunks_free(a->chunks);
+    *a = (op_arena){0};
+}
