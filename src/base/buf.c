@@ -1,4 +1,4 @@
-#include "base/buf.h"
+#include <operant/buf.h>
 
 #include <stdio.h>
 #include <string.h>

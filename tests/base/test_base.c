@@ -7,7 +7,7 @@
 
 #include <cmocka.h>
 
-#include "base/buf.h"
+#include <operant/buf.h>
 #include "base/hash.h"
 #include "base/mem.h"
 #include "base/num.h"

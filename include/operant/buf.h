@@ -1,6 +1,6 @@
-/* base/buf.h: a growable byte buffer with a hard maximum. `data` always ends in a 0 byte that `len` does not count. */
-#ifndef OP_BASE_BUF_H
-#define OP_BASE_BUF_H
+/* operant/buf.h: a growable byte buffer with a hard maximum. `data` always ends in a 0 byte that `len` does not count. */
+#ifndef OPERANT_BUF_H
+#define OPERANT_BUF_H
 
 #include <stdarg.h>
 #include <stddef.h>

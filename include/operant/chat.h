@@ -1,0 +1,42 @@
+/* operant/chat.h: chat templates (the subset of Jinja that the supported families use) and chats as token ids. */
+#ifndef OPERANT_CHAT_H
+#define OPERANT_CHAT_H
+
+#include <stdbool.h>
+
+#include <jansson.h>
+
+#include <operant/buf.h>
+#include <operant/status.h>
+#include <operant/tokenizer.h>
+
+typedef struct op_template op_template;
+
+/* Parses template source; a construct outside the subset is an error that names it and its line. */
+op_status op_template_parse(op_template **out, const char *source, size_t n, op_error *e);
+void op_template_free(op_template *t);
+
+/* Renders with the variables of the JSON object `vars` (messages, tools, add_generation_prompt, bos_token, ...).
+ * Time-dependent functions (strftime_now) use the variable "date_string" if given, else the system's date. */
+op_status op_template_render(const op_template *t, json_t *vars, op_buf *out, op_error *e);
+
+/* A model's chat format: its tokenizer and its parsed template. Borrowed pointers. */
+typedef struct op_chat {
+    const op_tokenizer *tokenizer;
+    const op_template *tmpl;
+} op_chat;
+
+/* Appends the ids of `messages` (a JSON array of {"role","content",...}) to *out. The text is encoded in pieces cut where an assistant
+ * turn's words begin and after the token that ends it, so that training sees exactly the ids that generation starts from:
+ * the prompt of a reply is always op_chat_encode(..., messages before it, true). turn[i] for each appended token is the index of the assistant message whose reply (words and
+ * end-of-turn token) it belongs to, or -1 for context (header tokens such as "<|im_start|>assistant\n" are context). `turn` is a caller-owned growable array or NULL.
+ * Byte offsets in *out refer to the rendered text, which is appended to *text when text is not NULL. `tools` may be NULL. */
+typedef struct op_turns {
+    int32_t *turn;
+    size_t n, cap;
+} op_turns;
+void op_turns_release(op_turns *t);
+op_status op_chat_encode(const op_chat *c, json_t *messages, json_t *tools, bool add_generation_prompt, op_tokens *out,
+                         op_turns *turns, op_buf *text, op_error *e);
+
+#endif
