@@ -18,6 +18,7 @@
 #include <jansson.h>
 
 #include <operant/chat.h>
+#include <operant/jsonl.h>
 #include <operant/status.h>
 
 typedef struct op_example {
@@ -49,9 +50,5 @@ void op_dataset_release(op_dataset *d);
 op_status op_example_from_json(op_example *out, json_t *line, const op_chat *chat, const op_dataset_options *o,
                                const char *name, op_error *e);
 void op_example_release(op_example *x);
-
-/* Iterates the JSON objects of a .jsonl/.json(.gz) file: reads the file whole, at most 1 GiB; fn returns non-OK to stop. */
-typedef op_status (*op_json_line_fn)(void *ctx, json_t *object, int line, op_error *e);
-op_status op_json_lines(const char *path, op_json_line_fn fn, void *ctx, op_error *e);
 
 #endif
