@@ -1,7 +1,7 @@
 /* operant/tensors.h: named tensors in files, whatever the format.
  *
  * An op_tensors is a read-only view of one model's tensors: a .safetensors file, a sharded set (a directory or its
- * model.safetensors.index.json) or a .gguf file. The data stay in memory maps; nothing is copied until a tensor is read.
+ * model.safetensors.index.json: exactly the tensors of its weight_map) or a .gguf file. The data stay in memory maps; nothing is copied until a tensor is read.
  * Lifecycle: open, find/read, close. All pointers handed out live until op_tensors_close. */
 #ifndef OPERANT_TENSORS_H
 #define OPERANT_TENSORS_H
@@ -40,7 +40,7 @@ typedef enum op_tensors_format { OP_SAFETENSORS, OP_GGUF } op_tensors_format;
 
 typedef struct op_tensors op_tensors;
 
-/* Opens a file or directory. On failure *out is NULL and *e names the file and the offset or key. */
+/* Opens a file, or a directory that holds model.safetensors.index.json, model.safetensors or adapter_model.safetensors. On failure *out is NULL and *e names the file and the offset or key. */
 op_status op_tensors_open(op_tensors **out, const char *path, op_error *e);
 void op_tensors_close(op_tensors *t); /* NULL is fine */
 
@@ -53,7 +53,8 @@ const op_tensor *op_tensors_find(const op_tensors *t, const char *name); /* NULL
  * the block. Integer types are refused. */
 op_status op_tensor_read_f32(const op_tensor *t, int64_t first, int64_t n, float *out, op_error *e);
 
-/* Metadata: safetensors' __metadata__ (all strings) or GGUF's key-value pairs. NULL / absent gives the fallback. */
+/* Metadata: safetensors' __metadata__ (all strings) or GGUF's key-value pairs. An absent key, a value of another type and
+ * an integer beyond int64_t give NULL or the fallback. Strings end in a 0 byte (`len` may be NULL); those of arrays do not. */
 const char *op_tensors_meta_string(const op_tensors *t, const char *key, size_t *len);
 int64_t op_tensors_meta_int(const op_tensors *t, const char *key, int64_t fallback);
 double op_tensors_meta_float(const op_tensors *t, const char *key, double fallback);
