@@ -31,6 +31,21 @@ static const struct {
     {13, OP_Q5_K}, {14, OP_Q6_K}, {24, OP_I8},   {25, OP_I16},  {26, OP_I32},  {27, OP_I64},  {28, OP_F64},  {30, OP_BF16},
 };
 
+size_t op_gguf_type_bytes(op_gguf_type t)
+{
+    return type_bytes[t];
+}
+
+bool op_gguf_tensor_type(op_dtype t, uint32_t *number)
+{
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++)
+        if (types[i].dtype == t) {
+            *number = types[i].number;
+            return true;
+        }
+    return false;
+}
+
 /* A place in the file that never moves past its end. */
 typedef struct cursor {
     const op_map *map;

@@ -144,7 +144,8 @@ bool op_dequantize(op_dtype type, const void *bytes, size_t n, float *out)
     size_t block = op_dtype_block(type);
     switch (type) {
     case OP_F32:
-        memcpy(out, b, n * sizeof *out);
+        if (n)
+            memcpy(out, b, n * sizeof *out);
         return true;
     case OP_F16:
         for (size_t i = 0; i < n; i++)
@@ -193,7 +194,8 @@ bool op_quantize(op_dtype type, const float *values, size_t n, void *bytes)
     unsigned char *b = bytes;
     switch (type) {
     case OP_F32:
-        memcpy(b, values, n * sizeof *values);
+        if (n)
+            memcpy(b, values, n * sizeof *values);
         return true;
     case OP_F16:
         for (size_t i = 0; i < n; i++)

@@ -29,6 +29,9 @@ typedef enum op_gguf_type {
     GGUF_I64, GGUF_F64, GGUF_TYPE_COUNT
 } op_gguf_type;
 
+size_t op_gguf_type_bytes(op_gguf_type t);                /* of a value; 0 for strings and arrays */
+bool op_gguf_tensor_type(op_dtype t, uint32_t *number);   /* ggml's number of an element type; false if it has none */
+
 typedef struct op_gguf_pair {
     const char *key;
     op_gguf_type type, item;   /* item: of an array's elements */
