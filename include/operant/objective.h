@@ -15,6 +15,7 @@ typedef struct op_signal {
     const float *weight;    /* signed weight or advantage; 0: context */
     const float *behaviour; /* log p under the policy that produced the token, or NULL */
     const float *reference; /* log p under the reference model, or NULL */
+    const int32_t *item;    /* [S] the trial or example whose end sequence s is, -1: a beginning that several share; NULL: s itself */
     double normaliser;      /* Z: the loss of the whole step is a sum over its micro-batches divided by this */
 } op_signal;
 

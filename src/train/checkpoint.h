@@ -1,0 +1,35 @@
+/* train/checkpoint.h: the state of a run on disk: parameters, AdamW's moments, counters, and what they belong to.
+ *
+ * A checkpoint is a directory step-NNNNNNNN with values.safetensors, adam_m.safetensors, adam_v.safetensors (a tensor for every parameter) and
+ * state.json, which holds the counters, the identity of the run and the size and CRC-32 of the other files. */
+#ifndef OP_TRAIN_CHECKPOINT_H
+#define OP_TRAIN_CHECKPOINT_H
+
+#include <stdint.h>
+
+#include <jansson.h>
+
+#include <operant/train.h>
+
+typedef struct op_run_state {
+    int64_t step;     /* updates done */
+    int64_t position; /* items taken, over all epochs: with the seed it fixes what comes next */
+    int64_t tokens;   /* learned from */
+    op_evaluation first, last; /* held-out, NAN: none */
+} op_run_state;
+
+/* Writes dir/step-NNNNNNNN and then removes the oldest ones so that `keep` remain (0: all). `identity` is a
+ * JSON object of strings. */
+op_status op_checkpoint_save(const char *dir, const op_learner *l, const op_run_state *state, json_t *identity, int32_t keep,
+                             op_error *e);
+
+/* Reads the checkpoint at `path` into the learner and its model. Nothing of them is changed unless counters, identity and bytes are right. */
+op_status op_checkpoint_load(const char *path, op_learner *l, op_run_state *state, json_t *identity, op_error *e);
+
+/* *path is the newest checkpoint in dir (op_free), or NULL if there is none. */
+op_status op_checkpoint_newest(const char *dir, char **path, op_error *e);
+
+/* Removes the checkpoints of dir that are past step `after`, and half-written ones. */
+op_status op_checkpoint_forget(const char *dir, int64_t after, op_error *e);
+
+#endif

@@ -1,0 +1,210 @@
+#include "train/learner.h"
+
+#include <math.h>
+#include <string.h>
+
+op_status op_learner_new(op_learner **out, op_model *m, const op_learner_options *o, op_error *e)
+{
+    *out = NULL;
+    op_params params = op_model_params(m);
+    if (!params.n)
+        return op_error_set(e, OP_ERR_ARG, "the model was opened without trainable parameters");
+    const op_model_options *how = op_model_get_options(m);
+    const op_ops *ops = op_ops_get(how->backend ? how->backend : "cpu", how->act);
+    if (!ops)
+        return op_error_set(e, OP_ERR_UNSUPPORTED, "no backend \"%s\" for %s", how->backend ? how->backend : "cpu",
+                            op_dtype_name(how->act));
+    op_learner *l = op_alloc_zero(1, sizeof *l);
+    if (!l)
+        return op_error_set(e, OP_ERR_NOMEM, "out of memory for the learner");
+    l->model = m;
+    l->ops = ops;
+    l->options = *o;
+    l->params = params;
+    l->packing = (op_pack_options){.block_tokens = o->block_tokens, .share_min = o->share_min,
+                                   .adapter = how->trainable == OP_TRAIN_ADAPTER ? 0 : -1};
+    op_pack_init(&l->pack);
+    l->m = op_alloc_aligned(params.n * sizeof(float));
+    l->v = op_alloc_aligned(params.n * sizeof(float));
+    op_status status = l->m && l->v ? op_pass_new(&l->pass, m, e)
+                                    : op_error_set(e, OP_ERR_NOMEM, "out of memory for the optimiser of %zu parameters", params.n);
+    if (status)
+        op_learner_free(l);
+    else
+        *out = l;
+    return status;
+}
+
+void op_learner_free(op_learner *l)
+{
+    if (!l)
+        return;
+    op_pass_free(l->pass);
+    op_pack_release(&l->pack);
+    op_free_aligned(l->m);
+    op_free_aligned(l->v);
+    op_free(l);
+}
+
+int64_t op_learner_steps(const op_learner *l)
+{
+    return l->steps;
+}
+
+/* The arrays of a step beside its pack, in the pack's arena. */
+typedef struct scratch {
+    uint8_t *want;                 /* [T] tokens whose log p matters */
+    float *logp, *slope, *dropped; /* [T] */
+} scratch;
+
+static op_status scratch_new(scratch *s, op_pack *p, op_error *e)
+{
+    size_t t = (size_t)p->n_tokens;
+    s->want = op_arena_alloc(&p->arena, t);
+    s->logp = op_arena_alloc(&p->arena, t * sizeof(float));
+    s->slope = op_arena_alloc(&p->arena, t * sizeof(float));
+    s->dropped = op_arena_alloc(&p->arena, t * sizeof(float));
+    if (!s->want || !s->logp || !s->slope || !s->dropped)
+        return op_error_set(e, OP_ERR_NOMEM, "out of memory for a step of %zu tokens", t);
+    for (size_t i = 0; i < t; i++) {
+        s->want[i] = p->weight[i] != 0;
+        s->logp[i] = s->slope[i] = 0;
+    }
+    return OP_OK;
+}
+
+/* Forward of one part, then log p of its tokens; with `learn`, the slopes are known and the backward follows. */
+static op_status run_part(op_learner *l, int32_t part, const op_how *how, const scratch *s, bool learn, op_error *e)
+{
+    op_batch b = op_pack_part(&l->pack, part);
+    int32_t at = l->pack.parts[part].token;
+    op_status status = op_model_forward(l->model, l->pass, &b, how, e);
+    if (!status)
+        status = op_model_logprobs(l->model, l->pass, s->want + at, learn ? s->slope + at : NULL, s->logp + at, e);
+    if (!status && learn)
+        status = op_model_backward(l->model, l->pass, NULL, e);
+    return status;
+}
+
+/* Every part of a step has dropout masks of its own; both forwards of a part have the same. */
+static op_how how_to_learn(const op_learner *l, int32_t part, bool keep)
+{
+    return (op_how){.keep = keep, .train = true, .seed = l->options.seed, .step = (uint64_t)l->steps << 24 | (uint64_t)part};
+}
+
+static op_status learn_linear(op_learner *l, const scratch *s, double *loss, op_error *e)
+{
+    const op_objective *f = &l->options.objective;
+    op_batch whole = op_pack_whole(&l->pack);
+    op_signal signal = op_pack_signal(&l->pack);
+    op_status status = f->eval(f->ctx, &whole, &signal, NULL, s->slope, NULL, e);
+    for (int32_t k = 0; !status && k < l->pack.n_parts; k++) {
+        op_how how = how_to_learn(l, k, true);
+        status = run_part(l, k, &how, s, true, e);
+    }
+    return status ? status : f->eval(f->ctx, &whole, &signal, s->logp, s->dropped, loss, e);
+}
+
+/* The slopes depend on every log p of the step, so these come first; the activations are still there if the step is one part. */
+static op_status learn_general(op_learner *l, const scratch *s, double *loss, op_error *e)
+{
+    const op_objective *f = &l->options.objective;
+    op_batch whole = op_pack_whole(&l->pack);
+    op_signal signal = op_pack_signal(&l->pack);
+    bool once = l->pack.n_parts == 1;
+    op_status status = OP_OK;
+    for (int32_t k = 0; !status && k < l->pack.n_parts; k++) {
+        op_how how = how_to_learn(l, k, once);
+        status = run_part(l, k, &how, s, false, e);
+    }
+    if (!status)
+        status = f->eval(f->ctx, &whole, &signal, s->logp, s->slope, loss, e);
+    if (!status && once)
+        return op_model_backward(l->model, l->pass, s->slope, e);
+    for (int32_t k = 0; !status && k < l->pack.n_parts; k++) {
+        op_how how = how_to_learn(l, k, true);
+        status = run_part(l, k, &how, s, true, e);
+    }
+    return status;
+}
+
+op_status op_learner_gradient(op_learner *l, const op_item *items, size_t n, op_step_stats *stats, op_error *e)
+{
+    op_status status = op_pack_build(&l->pack, items, n, &l->packing, e);
+    if (status)
+        return status;
+    const op_pack *p = &l->pack;
+    *stats = (op_step_stats){.weight = p->z, .tokens = p->item_tokens, .computed = p->n_tokens, .trained = p->trained,
+                             .micro_batches = p->n_parts};
+    if (!p->trained)
+        return op_error_set(e, OP_ERR_ARG, "none of the %lld tokens of this step has a weight", (long long)p->item_tokens);
+    scratch s;
+    status = scratch_new(&s, &l->pack, e);
+    if (status)
+        return status;
+    memset(l->params.grads, 0, l->params.n * sizeof(float));
+    status = l->options.objective.linear ? learn_linear(l, &s, &stats->loss, e) : learn_general(l, &s, &stats->loss, e);
+    if (!status && !isfinite(stats->loss))
+        status = op_error_set(e, OP_ERR_ARG, "the loss of step %lld is %g: lower the learning rate", (long long)l->steps + 1, stats->loss);
+    return status;
+}
+
+op_status op_learner_update(op_learner *l, double lr, op_step_stats *stats, op_error *e)
+{
+    const op_learner_options *o = &l->options;
+    const op_params *p = &l->params;
+    double norm = sqrt(l->ops->sum_squares(p->n, p->grads));
+    stats->grad_norm = norm;
+    if (!isfinite(norm))
+        return op_error_set(e, OP_ERR_ARG, "the gradient of step %lld is not finite: lower the learning rate", (long long)l->steps + 1);
+    double scale = o->max_grad_norm > 0 && norm > o->max_grad_norm ? o->max_grad_norm / norm : 1;
+    op_adamw how = {.lr = (float)lr, .beta1 = (float)o->beta1, .beta2 = (float)o->beta2, .eps = (float)o->eps,
+                    .grad_scale = (float)scale, .step = l->steps + 1};
+    for (size_t i = 0; i < p->n_table;) { /* neighbours with the same decay go together */
+        size_t first = p->table[i].offset, end = first;
+        bool decay = p->table[i].decay;
+        for (; i < p->n_table && p->table[i].decay == decay && p->table[i].offset == end; i++)
+            end += p->table[i].n;
+        how.weight_decay = decay ? (float)o->weight_decay : 0;
+        l->ops->adamw(end - first, p->values + first, p->grads + first, l->m + first, l->v + first, &how);
+    }
+    l->steps++;
+    return op_model_updated(l->model, e);
+}
+
+op_status op_learner_step(op_learner *l, const op_item *items, size_t n, double lr, op_step_stats *stats, op_error *e)
+{
+    op_status status = op_learner_gradient(l, items, n, stats, e);
+    return status ? status : op_learner_update(l, lr, stats, e);
+}
+
+op_status op_learner_evaluate(op_learner *l, const op_item *items, size_t n, op_evaluation *out, op_error *e)
+{
+    enum { SLICE = 256 }; /* items packed at a time */
+    const op_how how = {.seed = l->options.seed};
+    double loss = 0, z = 0;
+    *out = (op_evaluation){.loss = NAN, .perplexity = NAN};
+    for (size_t i = 0; i < n; i += SLICE) {
+        op_status status = op_pack_build(&l->pack, items + i, n - i < SLICE ? n - i : SLICE, &l->packing, e);
+        scratch s;
+        if (!status)
+            status = scratch_new(&s, &l->pack, e);
+        for (int32_t k = 0; !status && k < l->pack.n_parts; k++)
+            status = run_part(l, k, &how, &s, false, e);
+        if (status)
+            return status;
+        for (int32_t t = 0; t < l->pack.n_tokens; t++) {
+            double w = l->pack.weight[t];
+            if (w > 0) {
+                loss -= w * (double)s.logp[t];
+                z += w;
+                out->tokens++;
+            }
+        }
+    }
+    if (z > 0) {
+        out->loss = loss / z;
+        out->perplexity = exp(out->loss);
+    }
+    return OP_OK;
+}

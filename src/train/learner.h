@@ -1,0 +1,22 @@
+/* train/learner.h: what the checkpoint sees of a learner. */
+#ifndef OP_TRAIN_LEARNER_H
+#define OP_TRAIN_LEARNER_H
+
+#include <operant/train.h>
+
+#include "ops/ops.h"
+#include "train/pack.h"
+
+struct op_learner {
+    op_model *model; /* borrowed */
+    op_pass *pass;
+    const op_ops *ops;
+    op_learner_options options;
+    op_pack pack;
+    op_pack_options packing;
+    op_params params;
+    float *m, *v; /* [params.n] AdamW's moments */
+    int64_t steps;
+};
+
+#endif

@@ -1,0 +1,354 @@
+#include <operant/train.h>
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <time.h>
+
+#include <sodium.h>
+
+#include "base/hash.h"
+#include "base/mem.h"
+#include "base/rng.h"
+#include "io/file.h"
+#include "io/json.h"
+#include "ops/ops.h"
+#include "train/checkpoint.h"
+#include "train/journal.h"
+
+typedef struct run {
+    const op_train_options *o;
+    op_model *model;
+    const op_item *items, *held;
+    size_t n, n_held;
+    op_learner *learner;
+    op_run_state state;
+    json_t *identity;
+    op_journal journal;
+    char *checkpoints;  /* directory */
+    op_item *step_items; /* [sequences] */
+    uint32_t *order;    /* [n] the items of epoch `order_epoch` */
+    int64_t order_epoch;
+    int64_t saved;      /* step of the newest checkpoint, -1: none */
+    double sum_loss, sum_weight; /* since the last line of metrics */
+    int64_t tokens;     /* learned from by this process */
+    op_train_result *result;
+    op_train_progress progress;
+} run;
+
+static op_status no_memory(op_error *e)
+{
+    return op_error_set(e, OP_ERR_NOMEM, "out of memory for the run");
+}
+
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static double peak_rss_mb(void)
+{
+    struct rusage use;
+    return getrusage(RUSAGE_SELF, &use) ? 0 : (double)use.ru_maxrss / 1024;
+}
+
+/* ---- what the run is ---- */
+
+static void hash_items(crypto_hash_sha256_state *h, const op_item *items, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        const op_item *x = &items[i];
+        size_t tokens = (size_t)x->n;
+        crypto_hash_sha256_update(h, (const unsigned char *)&x->n, sizeof x->n);
+        crypto_hash_sha256_update(h, (const unsigned char *)x->ids, tokens * sizeof *x->ids);
+        crypto_hash_sha256_update(h, (const unsigned char *)x->weights, tokens * sizeof *x->weights);
+    }
+}
+
+static void data_hash(const run *r, char hex[OP_HASH_HEX])
+{
+    unsigned char digest[crypto_hash_sha256_BYTES];
+    crypto_hash_sha256_state h;
+    crypto_hash_sha256_init(&h);
+    hash_items(&h, r->items, r->n);
+    crypto_hash_sha256_final(&h, digest);
+    sodium_bin2hex(hex, OP_HASH_HEX, digest, sizeof digest);
+}
+
+/* The caller's settings, and what the caller could get wrong: the tokens themselves, the base weights and what "auto" meant. */
+static op_status make_identity(run *r, op_error *e)
+{
+    char data[OP_HASH_HEX], model[OP_HASH_HEX];
+    op_status status = op_model_hash(r->model, model, e);
+    if (status)
+        return status;
+    data_hash(r, data);
+    r->identity = r->o->identity ? json_copy(r->o->identity) : json_object();
+    if (!r->identity || json_object_set_new(r->identity, "the training data with hash", json_string(data)) ||
+        json_object_set_new(r->identity, "the base model with hash", json_string(model)) ||
+        json_object_set_new(r->identity, "dtype", json_string(op_dtype_name(op_model_get_options(r->model)->act))))
+        return no_memory(e);
+    return OP_OK;
+}
+
+static op_status write_text(const char *dir, const char *name, const char *text, op_error *e)
+{
+    char *path = op_path_join(dir, name);
+    op_status status = path ? op_file_put(path, text, strlen(text), e) : no_memory(e);
+    op_free(path);
+    return status;
+}
+
+static op_status write_environment(const run *r, op_error *e)
+{
+    const op_model_options *m = op_model_get_options(r->model);
+    char *path = op_path_join(r->o->dir, "env.json");
+    json_t *root = json_pack(
+        "{ss ss ss ss ss ss si sI sI sI sI sO}", "operant", OPERANT_VERSION, "compiler", __VERSION__, "simd", op_ops_simd(),
+        "product_isa", op_ops_product_isa(), "backend", m->backend ? m->backend : "cpu", "dtype", op_dtype_name(m->act), "threads",
+        op_threads(), "seed", (json_int_t)r->o->seed, "items", (json_int_t)r->n, "held_out_items", (json_int_t)r->n_held,
+        "parameters_trained", (json_int_t)op_model_params(r->model).n, "identity", r->identity);
+    op_status status = path && root ? op_json_write(path, root, e) : no_memory(e);
+    json_decref(root);
+    op_free(path);
+    return status;
+}
+
+/* ---- beginning ---- */
+
+static op_status check_options(const op_train_options *o, size_t n, op_error *e)
+{
+    if (!n)
+        return op_error_set(e, OP_ERR_ARG, "there is nothing to learn from: no items");
+    if (o->sequences < 1 || o->schedule.total < 1 || o->log_steps < 1 || o->learner.block_tokens < 1 || !o->dir)
+        return op_error_set(e, OP_ERR_ARG,
+                            "found %d sequences a step, %lld steps, a log line every %lld steps, %d tokens a block; expected 1 or more of each",
+                            o->sequences, (long long)o->schedule.total, (long long)o->log_steps, o->learner.block_tokens);
+    return OP_OK;
+}
+
+static op_status allocate(run *r, op_error *e)
+{
+    r->checkpoints = op_path_join(r->o->dir, "checkpoints");
+    r->step_items = op_alloc_array((size_t)r->o->sequences, sizeof *r->step_items);
+    r->order = op_alloc_array(r->n, sizeof *r->order);
+    r->order_epoch = -1;
+    if (!r->checkpoints || !r->step_items || !r->order)
+        return no_memory(e);
+    return op_learner_new(&r->learner, r->model, &r->o->learner, e);
+}
+
+/* Finds and reads the checkpoint to go on from, if any, and removes what is past it. */
+static op_status resume(run *r, op_error *e)
+{
+    const char *how = r->o->resume ? r->o->resume : "auto";
+    char *newest = NULL;
+    const char *path = NULL;
+    op_status status = OP_OK;
+    if (!strcmp(how, "auto")) {
+        status = op_checkpoint_newest(r->checkpoints, &newest, e);
+        path = newest;
+    } else if (strcmp(how, "none") != 0) {
+        path = how;
+    }
+    r->saved = -1;
+    if (!status && path)
+        status = op_checkpoint_load(path, r->learner, &r->state, r->identity, e);
+    if (!status && path)
+        r->result->resumed_from = r->state.step;
+    if (!status && path && !strncmp(path, r->checkpoints, strlen(r->checkpoints)))
+        r->saved = r->state.step;
+    if (!status)
+        status = op_checkpoint_forget(r->checkpoints, path ? r->state.step : -1, e);
+    op_free(newest);
+    return status;
+}
+
+static op_status begin(run *r, op_error *e)
+{
+    op_status status = check_options(r->o, r->n, e);
+    if (!status)
+        status = allocate(r, e);
+    if (!status)
+        status = make_identity(r, e);
+    if (!status)
+        status = op_dir_make(r->checkpoints, e);
+    if (!status)
+        status = resume(r, e);
+    if (!status && r->o->config)
+        status = write_text(r->o->dir, "config.yaml", r->o->config, e);
+    if (!status)
+        status = write_environment(r, e);
+    if (!status)
+        status = op_journal_open(&r->journal, r->o->dir, r->state.step ? r->state.step : -1, e);
+    return status;
+}
+
+static void end(run *r)
+{
+    op_journal_close(&r->journal);
+    op_learner_free(r->learner);
+    json_decref(r->identity);
+    op_free(r->checkpoints);
+    op_free(r->step_items);
+    op_free(r->order);
+}
+
+/* ---- steps ---- */
+
+static int32_t choose_items(run *r)
+{
+    int32_t count = 0;
+    for (; count < r->o->sequences; count++) {
+        int64_t at = r->state.position + count, epoch = at / (int64_t)r->n;
+        if (epoch != r->order_epoch) {
+            op_rng_permute(r->o->seed, (uint64_t)epoch << 32 | OP_STREAM_SHUFFLE, (uint32_t)r->n, r->order);
+            r->order_epoch = epoch;
+        }
+        r->step_items[count] = r->items[r->order[at % (int64_t)r->n]];
+    }
+    return count;
+}
+
+static void report(run *r, bool evaluated)
+{
+    op_train_progress *p = &r->progress;
+    const op_train_result *x = r->result;
+    p->step = r->state.step;
+    p->total = r->o->schedule.total;
+    p->epoch = (double)r->state.position / (double)r->n;
+    int64_t done = p->step - x->resumed_from;
+    p->eta_s = done ? x->seconds / (double)done * (double)(p->total - p->step) : NAN;
+    p->tokens_per_s = x->tokens_per_s;
+    p->eval_loss = r->state.last.loss;
+    p->eval_perplexity = r->state.last.perplexity;
+    p->evaluated = evaluated;
+    p->peak_rss_mb = peak_rss_mb();
+    if (r->o->callbacks.progress)
+        r->o->callbacks.progress(r->o->callbacks.ctx, p);
+}
+
+static op_status evaluate(run *r, op_error *e)
+{
+    if (!r->n_held)
+        return OP_OK;
+    op_status status = op_learner_evaluate(r->learner, r->held, r->n_held, &r->state.last, e);
+    if (status)
+        return status;
+    if (!isfinite(r->state.last.loss))
+        return op_error_set(e, OP_ERR_ARG, "the held-out loss after step %lld is %g", (long long)r->state.step, r->state.last.loss);
+    status = op_journal_add(&r->journal, json_pack("{sI sf sf}", "step", (json_int_t)r->state.step, "eval_loss", r->state.last.loss,
+                                                   "eval_perplexity", fmin(r->state.last.perplexity, 1e30)), e);
+    report(r, true);
+    return status;
+}
+
+static op_status save(run *r, op_error *e)
+{
+    if (r->saved == r->state.step)
+        return OP_OK;
+    op_status status = op_checkpoint_save(r->checkpoints, r->learner, &r->state, r->identity, r->o->save_keep, e);
+    if (!status)
+        r->saved = r->state.step;
+    return status;
+}
+
+static op_status log_step(run *r, const op_step_stats *s, double seconds, op_error *e)
+{
+    r->sum_loss += s->loss * s->weight;
+    r->sum_weight += s->weight;
+    if (r->state.step % r->o->log_steps && r->state.step != r->o->schedule.total)
+        return OP_OK;
+    json_t *line = json_pack("{sI sf sf sf sf sI sI si sf sf}", "step", (json_int_t)r->state.step, "epoch",
+                             (double)r->state.position / (double)r->n, "loss", r->sum_loss / r->sum_weight, "lr", r->progress.lr,
+                             "grad_norm", s->grad_norm, "tokens", (json_int_t)r->state.tokens, "computed_tokens",
+                             (json_int_t)s->computed, "micro_batches", s->micro_batches, "tokens_per_s",
+                             (double)s->tokens / fmax(seconds, 1e-9), "peak_rss_mb", peak_rss_mb());
+    r->sum_loss = r->sum_weight = 0;
+    return op_journal_add(&r->journal, line, e);
+}
+
+static op_status train_step(run *r, op_error *e)
+{
+    op_step_stats s;
+    double start = now(), lr = op_schedule_lr(&r->o->schedule, r->state.step);
+    int32_t count = choose_items(r);
+    op_status status = op_learner_step(r->learner, r->step_items, (size_t)count, lr, &s, e);
+    if (status)
+        return status;
+    double seconds = now() - start;
+    r->state.step++;
+    r->state.position += count;
+    r->state.tokens += s.tokens;
+    op_train_result *x = r->result;
+    x->loss = s.loss;
+    x->seconds += seconds;
+    r->tokens += s.tokens;
+    x->tokens_per_s = (double)r->tokens / fmax(x->seconds, 1e-9);
+    r->progress.loss = s.loss;
+    r->progress.lr = lr;
+    r->progress.grad_norm = s.grad_norm;
+    report(r, false);
+    return log_step(r, &s, seconds, e);
+}
+
+/* An evaluation or checkpoint is due after the current step. */
+static bool due(int64_t step, int64_t every)
+{
+    return every > 0 && step % every == 0;
+}
+
+static bool ends_epoch(const run *r)
+{
+    return r->state.position / (int64_t)r->n != (r->state.position - r->o->sequences) / (int64_t)r->n;
+}
+
+static bool stopped(const run *r)
+{
+    return r->o->callbacks.stop && *r->o->callbacks.stop;
+}
+
+static op_status train(run *r, op_error *e)
+{
+    const int64_t total = r->o->schedule.total;
+    op_status status = r->state.step ? OP_OK : evaluate(r, e);
+    if (!r->state.step)
+        r->state.first = r->state.last;
+    while (!status && r->state.step < total && !stopped(r)) {
+        status = train_step(r, e);
+        bool last = r->state.step == total;
+        if (!status && (last || (r->o->eval_steps ? due(r->state.step, r->o->eval_steps) : ends_epoch(r))))
+            status = evaluate(r, e);
+        if (!status && (last || due(r->state.step, r->o->save_steps)))
+            status = save(r, e);
+    }
+    if (!status && r->state.step < total) {
+        status = save(r, e);
+        if (!status)
+            status = op_error_set(e, OP_ERR_INTERRUPTED, "stopped after step %lld of %lld; resume=auto goes on from there",
+                                  (long long)r->state.step, (long long)total);
+    }
+    return status;
+}
+
+op_status op_train_run(op_model *m, const op_train_options *o, const op_item *items, size_t n, const op_item *held,
+                       size_t n_held, op_train_result *result, op_error *e)
+{
+    const op_evaluation none = {.loss = NAN, .perplexity = NAN};
+    *result = (op_train_result){.loss = NAN, .first = none, .last = none};
+    run r = {.o = o, .model = m, .items = items, .held = held, .n = n, .n_held = n_held, .result = result,
+             .state = {.first = none, .last = none}, .journal = {-1, -1}, .progress = {.loss = NAN, .lr = NAN, .grad_norm = NAN}};
+    op_status status = begin(&r, e);
+    if (!status)
+        status = train(&r, e);
+    result->step = r.state.step;
+    result->tokens = r.state.tokens;
+    result->first = r.state.first;
+    result->last = r.state.last;
+    result->peak_rss_mb = peak_rss_mb();
+    end(&r);
+    return status;
+}
