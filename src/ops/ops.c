@@ -1,13 +1,53 @@
 #include "ops/ops.h"
 
+#include <math.h>
 #include <omp.h>
 #include <pthread.h>
 #include <string.h>
+#include <time.h>
 
+#include "base/mem.h"
+#include "ops/cpu/cpu.h"
 #include "ops/ref/ref.h"
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
-static op_ops ref_f32;
+static op_ops ref_f32, cpu_f32, cpu_bf16;
+
+typedef void fill_fn(op_ops *t);
+
+/* The levels of the x86-64 psABI. Each has rows, vocabulary and attention for f32 and for bf16. */
+#define LEVEL(name, v)                                                                                                 \
+    {                                                                                                                  \
+        name, {op_cpu_rows_f32_##v, op_cpu_vocabulary_f32_##v, op_cpu_attention_f32_##v},                              \
+            {op_cpu_rows_bf16_##v, op_cpu_vocabulary_bf16_##v, op_cpu_attention_bf16_##v},                             \
+    }
+static const struct level {
+    const char *name;
+    fill_fn *f32[3], *bf16[3];
+} levels[] = {LEVEL("x86-64-v2", v2), LEVEL("x86-64-v3", v3), LEVEL("x86-64-v4", v4)};
+
+static int level; /* index of levels */
+
+static int level_supported(void)
+{
+    __builtin_cpu_init();
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("bmi2"))
+        return 0;
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                   __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                   __builtin_cpu_supports("avx512vl")
+               ? 2
+               : 1;
+}
+
+static void use_level(int i)
+{
+    level = i;
+    for (int part = 0; part < 3; part++) {
+        levels[i].f32[part](&cpu_f32);
+        levels[i].bf16[part](&cpu_bf16);
+    }
+}
 
 static void fill(void)
 {
@@ -16,12 +56,44 @@ static void fill(void)
     op_ref_rows(&ref_f32);
     op_ref_attention(&ref_f32);
     op_ref_vocabulary(&ref_f32);
+    cpu_f32 = (op_ops){.name = "cpu", .act = OP_F32, .act_size = 4};
+    cpu_bf16 = (op_ops){.name = "cpu", .act = OP_BF16, .act_size = 2};
+    op_cpu_products(&cpu_f32);
+    op_cpu_products(&cpu_bf16);
+    use_level(level_supported());
 }
 
 const op_ops *op_ops_get(const char *name, op_dtype act)
 {
     pthread_once(&once, fill);
-    return strcmp(name, "ref") == 0 && act == OP_F32 ? &ref_f32 : NULL;
+    if (strcmp(name, "ref") == 0)
+        return act == OP_F32 ? &ref_f32 : NULL;
+    if (strcmp(name, "cpu") == 0)
+        return act == OP_F32 ? &cpu_f32 : act == OP_BF16 ? &cpu_bf16 : NULL;
+    return NULL;
+}
+
+bool op_ops_native_bf16(void)
+{
+    const char *isa = op_ops_product_isa();
+    return strcmp(isa, "avx512_core_bf16") == 0 || strcmp(isa, "avx512_core_amx") == 0;
+}
+
+const char *op_ops_simd(void)
+{
+    pthread_once(&once, fill);
+    return levels[level].name;
+}
+
+bool op_ops_simd_force(const char *name)
+{
+    pthread_once(&once, fill);
+    for (int i = 0; i <= level_supported(); i++)
+        if (strcmp(levels[i].name, name) == 0) {
+            use_level(i);
+            return true;
+        }
+    return false;
 }
 
 int op_threads_set(int n)
@@ -33,4 +105,39 @@ int op_threads_set(int n)
 int op_threads(void)
 {
     return omp_get_max_threads();
+}
+
+void op_ops_release(void)
+{
+    op_cpu_products_release();
+    op_cpu_scratch_release();
+}
+
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+double op_ops_peak(const op_ops *ops, int M, int N, int K, double seconds)
+{
+    size_t m = (size_t)M, n = (size_t)N, k = (size_t)K;
+    op_weight *W = ops->weight_new(N, K, false);
+    float *w = op_alloc_aligned(n * k * sizeof *w);
+    void *x = op_alloc_aligned(m * k * ops->act_size), *y = op_alloc_aligned(m * n * ops->act_size);
+    double best = INFINITY;
+    if (W && w && x && y && !ops->weight_pack(W, w))
+        for (double end = now() + seconds, t = now(); t < end || best == INFINITY;) {
+            if (ops->matmul(W, M, x, NULL, OP_OUT_ACT, y))
+                break;
+            double after = now();
+            best = fmin(best, after - t);
+            t = after;
+        }
+    ops->weight_free(W);
+    op_free_aligned(w);
+    op_free_aligned(x);
+    op_free_aligned(y);
+    return best < INFINITY ? 2e-9 * (double)M * N * K / best : 0;
 }

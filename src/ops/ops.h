@@ -174,4 +174,11 @@ int op_threads(void);
 /* GFLOP/s of a product M x N x K on packed weights, measured now (bench). */
 double op_ops_peak(const op_ops *ops, int M, int N, int K, double seconds);
 
+/* Frees the kept kernels and the working memory of the cpu backend; weights must be freed before. Ops may be used again. */
+void op_ops_release(void);
+
+/* Test hook: the SIMD loops of another level ("x86-64-v2", "-v3", "-v4") in the tables that op_ops_get has handed out.
+ * False, and nothing changes, if the processor lacks the level. */
+bool op_ops_simd_force(const char *level);
+
 #endif

@@ -1,0 +1,38 @@
+/* ops/cpu/cpu.h: the processor backend.
+ *
+ * products.c holds everything that oneDNN does; it picks its own instruction set at run time. rows.c, vocabulary.c and
+ * attention.c are plain loops that the compiler vectorises; they are compiled once for each activation type and each
+ * x86-64 level, and each compilation fills its part of a table through the functions declared by OP_CPU_LEVEL. */
+#ifndef OP_OPS_CPU_CPU_H
+#define OP_OPS_CPU_CPU_H
+
+#include "ops/ops.h"
+
+void op_cpu_products(op_ops *t); /* by t->act */
+void op_cpu_products_release(void);
+
+#define OP_CPU_LEVEL(act, level)                                                                                       \
+    void op_cpu_rows_##act##_##level(op_ops *t);                                                                       \
+    void op_cpu_vocabulary_##act##_##level(op_ops *t);                                                                 \
+    void op_cpu_attention_##act##_##level(op_ops *t);
+OP_CPU_LEVEL(f32, v2)
+OP_CPU_LEVEL(f32, v3)
+OP_CPU_LEVEL(f32, v4)
+OP_CPU_LEVEL(bf16, v2)
+OP_CPU_LEVEL(bf16, v3)
+OP_CPU_LEVEL(bf16, v4)
+
+/* Working memory that outlives the call: 64-byte aligned, grown when needed, never shrunk. The content is whatever the
+ * last user of the slot left. One caller thread at a time, as for all ops. NULL when memory is out. */
+typedef enum op_scratch_slot {
+    OP_SCRATCH_DNNL,
+    OP_SCRATCH_TILES,
+    OP_SCRATCH_WIDE_A, /* bf16 operands as floats, where oneDNN lacks bf16 */
+    OP_SCRATCH_WIDE_B,
+    OP_SCRATCH_WIDE_C,
+    OP_SCRATCH_COUNT
+} op_scratch_slot;
+void *op_cpu_scratch(op_scratch_slot slot, size_t bytes);
+void op_cpu_scratch_release(void);
+
+#endif

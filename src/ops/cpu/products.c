@@ -1,0 +1,508 @@
+/* Matrix products with oneDNN (C API of version 2).
+ *
+ * A primitive is made once for each shape and kept; the least recently used one makes room when the table is full.
+ * Packed bf16 weights have the layout that oneDNN likes best for 512 rows; all row counts use it. Products of many rows
+ * run in blocks of 512, so that x and y stay in the L2 cache (with AMX a block is several times faster than the whole).
+ * Where oneDNN has no bf16 (below AVX-512), operands are widened to floats first; weights are then kept as floats that
+ * were rounded to bf16, so that the results mean the same. */
+#include <oneapi/dnnl/dnnl.h>
+#include <omp.h>
+#include <string.h>
+
+#include "base/mem.h"
+#include "base/num.h"
+#include "ops/cpu/cpu.h"
+
+enum { BLOCK = 512, DW_BLOCK = 1024, KERNELS = 512 };
+
+static dnnl_engine_t engine;
+static dnnl_stream_t stream;
+
+static op_status status_of(dnnl_status_t s)
+{
+    return s == dnnl_success         ? OP_OK
+           : s == dnnl_out_of_memory ? OP_ERR_NOMEM
+           : s == dnnl_unimplemented ? OP_ERR_UNSUPPORTED
+                                     : OP_ERR_ARG;
+}
+
+static op_status start(void)
+{
+    if (engine)
+        return OP_OK;
+    dnnl_status_t s = dnnl_engine_create(&engine, dnnl_cpu, 0);
+    if (!s)
+        s = dnnl_stream_create(&stream, engine, dnnl_stream_default_flags);
+    return status_of(s);
+}
+
+static bool dnnl_has_bf16(void)
+{
+    return dnnl_get_effective_cpu_isa() >= dnnl_cpu_isa_avx512_core;
+}
+
+/* ---- kernels ---- */
+
+/* C[M, N] = alpha op(A) op(B) + bias + (add ? C : 0), as in op_ops.gemm. Compared as bytes: cleared before it is filled. */
+typedef struct spec {
+    int M, N, K, lda, ldb, ldc, threads;
+    float alpha;
+    bool ta, tb, packed, bf16, c_f32, add, bias; /* packed: B is in the layout of packed_layout */
+} spec;
+
+typedef struct kernel {
+    spec spec;
+    uint64_t used; /* time of the last use; 0: free */
+    dnnl_primitive_t primitive;
+    dnnl_memory_t a, b, bias, c, scratch; /* views whose pointers are set at each call; b is NULL if packed */
+    size_t scratch_bytes;
+} kernel;
+
+static kernel kernels[KERNELS];
+static uint64_t clock_now;
+
+static void kernel_release(kernel *k)
+{
+    dnnl_primitive_destroy(k->primitive);
+    dnnl_memory_destroy(k->a);
+    dnnl_memory_destroy(k->b);
+    dnnl_memory_destroy(k->bias);
+    dnnl_memory_destroy(k->c);
+    dnnl_memory_destroy(k->scratch);
+    *k = (kernel){0};
+}
+
+/* The [rows, columns] view of a matrix; transposed: it is stored [columns, rows]. */
+static dnnl_memory_desc_t view(int rows, int columns, dnnl_data_type_t type, int ld, bool transposed)
+{
+    dnnl_memory_desc_t d;
+    dnnl_memory_desc_init_by_strides(&d, 2, (dnnl_dims_t){rows, columns}, type,
+                                     (dnnl_dims_t){transposed ? 1 : ld, transposed ? ld : 1});
+    return d;
+}
+
+static dnnl_status_t describe(const spec *s, const dnnl_memory_desc_t *b, dnnl_primitive_desc_t *out)
+{
+    dnnl_data_type_t type = s->bf16 ? dnnl_bf16 : dnnl_f32;
+    dnnl_memory_desc_t a = view(s->M, s->K, type, s->lda, s->ta), bias = view(1, s->N, dnnl_f32, s->N, false);
+    dnnl_memory_desc_t c = view(s->M, s->N, s->c_f32 ? dnnl_f32 : type, s->ldc, false);
+    dnnl_matmul_desc_t d;
+    dnnl_primitive_attr_t attr = NULL;
+    dnnl_post_ops_t after = NULL;
+    dnnl_status_t e = dnnl_matmul_desc_init(&d, &a, b, s->bias ? &bias : NULL, &c);
+    e = e ? e : dnnl_primitive_attr_create(&attr);
+    e = e ? e : dnnl_primitive_attr_set_scratchpad_mode(attr, dnnl_scratchpad_mode_user);
+    if (!e && s->alpha != 1)
+        e = dnnl_primitive_attr_set_output_scales(attr, 1, 0, &s->alpha);
+    if (!e && s->add) {
+        e = dnnl_post_ops_create(&after);
+        e = e ? e : dnnl_post_ops_append_sum(after, 1);
+        e = e ? e : dnnl_primitive_attr_set_post_ops(attr, after);
+    }
+    e = e ? e : dnnl_primitive_desc_create(out, &d, attr, engine, NULL);
+    dnnl_post_ops_destroy(after);
+    dnnl_primitive_attr_destroy(attr);
+    return e;
+}
+
+/* The layout of a packed [K, N] right-hand side. */
+static dnnl_status_t packed_layout(int N, int K, dnnl_memory_desc_t *out)
+{
+    spec s = {.M = BLOCK, .N = N, .K = K, .lda = K, .ldc = N, .alpha = 1, .bf16 = true};
+    dnnl_memory_desc_t any;
+    dnnl_primitive_desc_t p;
+    dnnl_memory_desc_init_by_tag(&any, 2, (dnnl_dims_t){K, N}, dnnl_bf16, dnnl_format_tag_any);
+    dnnl_status_t e = describe(&s, &any, &p);
+    if (e)
+        return e;
+    *out = *dnnl_primitive_desc_query_md(p, dnnl_query_weights_md, 0);
+    dnnl_primitive_desc_destroy(p);
+    return dnnl_success;
+}
+
+static dnnl_status_t kernel_init(kernel *k, const spec *s)
+{
+    dnnl_data_type_t type = s->bf16 ? dnnl_bf16 : dnnl_f32;
+    dnnl_memory_desc_t b = view(s->K, s->N, type, s->ldb, s->tb);
+    dnnl_primitive_desc_t d = NULL;
+    dnnl_status_t e = s->packed ? packed_layout(s->N, s->K, &b) : dnnl_success;
+    e = e ? e : describe(s, &b, &d);
+    e = e ? e : dnnl_primitive_create(&k->primitive, d);
+    const struct {
+        dnnl_memory_t *memory;
+        dnnl_query_t query;
+        int index;
+        bool wanted;
+    } views[] = {
+        {&k->a, dnnl_query_src_md, 0, true},
+        {&k->b, dnnl_query_weights_md, 0, !s->packed},
+        {&k->bias, dnnl_query_weights_md, 1, s->bias},
+        {&k->c, dnnl_query_dst_md, 0, true},
+        {&k->scratch, dnnl_query_scratchpad_md, 0, true},
+    };
+    for (size_t i = 0; i < sizeof views / sizeof *views && !e; i++)
+        if (views[i].wanted)
+            e = dnnl_memory_create(views[i].memory, dnnl_primitive_desc_query_md(d, views[i].query, views[i].index),
+                                   engine, DNNL_MEMORY_NONE);
+    if (!e)
+        k->scratch_bytes = dnnl_memory_desc_get_size(dnnl_primitive_desc_query_md(d, dnnl_query_scratchpad_md, 0));
+    dnnl_primitive_desc_destroy(d);
+    return e;
+}
+
+static op_status kernel_get(const spec *s, kernel **out)
+{
+    kernel *oldest = kernels;
+    for (int i = 0; i < KERNELS; i++) {
+        if (kernels[i].used && memcmp(&kernels[i].spec, s, sizeof *s) == 0) {
+            kernels[i].used = ++clock_now;
+            *out = &kernels[i];
+            return OP_OK;
+        }
+        if (kernels[i].used < oldest->used)
+            oldest = &kernels[i];
+    }
+    op_status status = start();
+    if (status)
+        return status;
+    kernel_release(oldest);
+    status = status_of(kernel_init(oldest, s));
+    if (status) {
+        kernel_release(oldest);
+        return status;
+    }
+    oldest->spec = *s;
+    oldest->used = ++clock_now;
+    *out = oldest;
+    return OP_OK;
+}
+
+/* Runs the product; `packed` is B when s->packed, else NULL. */
+static op_status run(const spec *s, const void *A, const void *B, dnnl_memory_t packed, const float *bias, void *C)
+{
+    kernel *k;
+    op_status status = kernel_get(s, &k);
+    if (status)
+        return status;
+    void *scratch = op_cpu_scratch(OP_SCRATCH_DNNL, k->scratch_bytes);
+    if (!scratch)
+        return OP_ERR_NOMEM;
+    dnnl_memory_set_data_handle(k->a, (void *)A);
+    if (!packed)
+        dnnl_memory_set_data_handle(k->b, (void *)B);
+    if (bias)
+        dnnl_memory_set_data_handle(k->bias, (void *)bias);
+    dnnl_memory_set_data_handle(k->c, C);
+    dnnl_memory_set_data_handle(k->scratch, scratch);
+    dnnl_exec_arg_t args[] = {{DNNL_ARG_SRC, k->a},
+                              {DNNL_ARG_WEIGHTS, packed ? packed : k->b},
+                              {DNNL_ARG_DST, k->c},
+                              {DNNL_ARG_SCRATCHPAD, k->scratch},
+                              {DNNL_ARG_BIAS, k->bias}};
+    return status_of(dnnl_primitive_execute(k->primitive, stream, bias ? 5 : 4, args));
+}
+
+/* ---- bf16 as floats ---- */
+
+static void widen(size_t rows, size_t columns, const op_bf16 *x, size_t ld, float *y)
+{
+    for (size_t i = 0; i < rows; i++)
+#pragma omp simd
+        for (size_t j = 0; j < columns; j++)
+            y[i * columns + j] = op_bf16_to_f32(x[i * ld + j]);
+}
+
+static void narrow(size_t rows, size_t columns, const float *x, op_bf16 *y, size_t ld)
+{
+    for (size_t i = 0; i < rows; i++)
+#pragma omp simd
+        for (size_t j = 0; j < columns; j++)
+            y[i * ld + j] = op_f32_to_bf16(x[i * columns + j]);
+}
+
+/* run() for a processor without bf16: B is bf16, or floats when wide_b. */
+static op_status run_wide(spec s, const void *A, const void *B, bool wide_b, const float *bias, void *C)
+{
+    size_t a_rows = (size_t)(s.ta ? s.K : s.M), a_columns = (size_t)(s.ta ? s.M : s.K);
+    size_t b_rows = (size_t)(s.tb ? s.N : s.K), b_columns = (size_t)(s.tb ? s.K : s.N);
+    size_t M = (size_t)s.M, N = (size_t)s.N;
+    float *a = op_cpu_scratch(OP_SCRATCH_WIDE_A, a_rows * a_columns * sizeof *a);
+    float *b = wide_b ? (float *)B : op_cpu_scratch(OP_SCRATCH_WIDE_B, b_rows * b_columns * sizeof *b);
+    float *c = s.c_f32 ? C : op_cpu_scratch(OP_SCRATCH_WIDE_C, M * N * sizeof *c);
+    if (!a || !b || !c)
+        return OP_ERR_NOMEM;
+    widen(a_rows, a_columns, A, (size_t)s.lda, a);
+    s.lda = (int)a_columns;
+    if (!wide_b) {
+        widen(b_rows, b_columns, B, (size_t)s.ldb, b);
+        s.ldb = (int)b_columns;
+    }
+    int ldc = s.ldc;
+    if (!s.c_f32) {
+        if (s.add)
+            widen(M, N, C, (size_t)ldc, c);
+        s.ldc = s.N;
+    }
+    bool back = !s.c_f32;
+    s.bf16 = false;
+    s.c_f32 = true;
+    op_status status = run(&s, a, b, NULL, bias, c);
+    if (!status && back)
+        narrow(M, N, c, C, (size_t)ldc);
+    return status;
+}
+
+/* ---- weights ---- */
+
+/* One orientation of a packed weight: the right-hand side of matmul or of matmul_dx. */
+typedef struct packed {
+    dnnl_primitive_t reorder; /* from bf16 rows; NULL: this orientation is not used */
+    dnnl_memory_t rows, blocks;
+    void *bytes; /* owned, of `blocks` */
+} packed;
+
+struct op_weight {
+    int N, K;
+    bool bf16;
+    const float *w;  /* f32: the caller's; bf16 widened: `floats` */
+    float *floats;   /* owned; [N, K] */
+    packed forward, backward;
+};
+
+static void packed_release(packed *p)
+{
+    dnnl_primitive_destroy(p->reorder);
+    dnnl_memory_destroy(p->rows);
+    dnnl_memory_destroy(p->blocks);
+    op_free_aligned(p->bytes);
+    *p = (packed){0};
+}
+
+/* The [K, N] matrix that lies in memory as `rows` says. */
+static dnnl_status_t packed_init(packed *p, int N, int K, dnnl_memory_desc_t rows)
+{
+    dnnl_memory_desc_t blocks;
+    dnnl_primitive_desc_t d = NULL;
+    dnnl_status_t e = packed_layout(N, K, &blocks);
+    if (e)
+        return e;
+    p->bytes = op_alloc_aligned(dnnl_memory_desc_get_size(&blocks));
+    e = p->bytes ? dnnl_success : dnnl_out_of_memory;
+    e = e ? e : dnnl_memory_create(&p->blocks, &blocks, engine, p->bytes);
+    e = e ? e : dnnl_memory_create(&p->rows, &rows, engine, DNNL_MEMORY_NONE);
+    e = e ? e : dnnl_reorder_primitive_desc_create(&d, &rows, engine, &blocks, engine, NULL);
+    e = e ? e : dnnl_primitive_create(&p->reorder, d);
+    dnnl_primitive_desc_destroy(d);
+    return e;
+}
+
+static op_status packed_fill(packed *p, const float *w)
+{
+    if (!p->reorder)
+        return OP_OK;
+    dnnl_memory_set_data_handle(p->rows, (void *)w);
+    dnnl_exec_arg_t args[] = {{DNNL_ARG_FROM, p->rows}, {DNNL_ARG_TO, p->blocks}};
+    return status_of(dnnl_primitive_execute(p->reorder, stream, 2, args));
+}
+
+static void weight_free(op_weight *W)
+{
+    if (!W)
+        return;
+    packed_release(&W->forward);
+    packed_release(&W->backward);
+    op_free_aligned(W->floats);
+    op_free(W);
+}
+
+static op_weight *weight_new_f32(int N, int K, bool backward)
+{
+    (void)backward;
+    op_weight *W = op_alloc(sizeof *W);
+    if (W)
+        *W = (op_weight){.N = N, .K = K};
+    return W;
+}
+
+static op_weight *weight_new_bf16(int N, int K, bool backward)
+{
+    op_weight *W = start() ? NULL : op_alloc(sizeof *W);
+    if (!W)
+        return NULL;
+    *W = (op_weight){.N = N, .K = K, .bf16 = true};
+    dnnl_status_t e = dnnl_success;
+    if (dnnl_has_bf16()) {
+        e = packed_init(&W->forward, N, K, view(K, N, dnnl_f32, K, true));
+        if (!e && backward)
+            e = packed_init(&W->backward, K, N, view(N, K, dnnl_f32, K, false));
+    } else {
+        W->w = W->floats = op_alloc_aligned((size_t)N * (size_t)K * sizeof(float));
+        e = W->floats ? dnnl_success : dnnl_out_of_memory;
+    }
+    if (!e)
+        return W;
+    weight_free(W);
+    return NULL;
+}
+
+static op_status weight_pack(op_weight *W, const float *w)
+{
+    if (!W->bf16) {
+        W->w = w;
+        return OP_OK;
+    }
+    if (W->floats) {
+        size_t n = (size_t)W->N * (size_t)W->K;
+#pragma omp parallel for simd schedule(static)
+        for (size_t i = 0; i < n; i++)
+            W->floats[i] = op_bf16_to_f32(op_f32_to_bf16(w[i]));
+        return OP_OK;
+    }
+    op_status status = packed_fill(&W->forward, w);
+    return status ? status : packed_fill(&W->backward, w);
+}
+
+/* ---- the ops ---- */
+
+/* y[M, N] = x[M, K] B, B being W^T or W by the orientation, in blocks of rows */
+static op_status weight_product(const op_weight *W, bool backward, int M, const void *x, const float *bias, op_out out,
+                                void *y)
+{
+    int N = backward ? W->K : W->N, K = backward ? W->N : W->K;
+    const packed *p = backward ? &W->backward : &W->forward;
+    bool wide = W->bf16 && W->floats;
+    spec s;
+    memset(&s, 0, sizeof s);
+    s.N = N;
+    s.K = K;
+    s.lda = K;
+    s.ldb = p->blocks ? 0 : W->K;
+    s.ldc = N;
+    s.threads = omp_get_max_threads();
+    s.alpha = 1;
+    s.tb = !backward && !p->blocks;
+    s.packed = p->blocks != NULL;
+    s.bf16 = W->bf16;
+    s.c_f32 = out != OP_OUT_ACT || !W->bf16;
+    s.add = out == OP_OUT_F32_ADD;
+    s.bias = bias != NULL;
+    if (W->bf16 && !wide && !p->blocks)
+        return OP_ERR_ARG; /* made without `backward` */
+    size_t x_row = (size_t)K * (W->bf16 ? 2 : 4), y_row = (size_t)N * (s.c_f32 ? 4 : 2);
+    op_status status = OP_OK;
+    for (int m = 0; m < M && !status; m += BLOCK) {
+        const void *a = (const char *)x + (size_t)m * x_row;
+        void *c = (char *)y + (size_t)m * y_row;
+        s.M = M - m < BLOCK ? M - m : BLOCK;
+        status = wide ? run_wide(s, a, W->w, true, bias, c) : run(&s, a, W->w, p->blocks, bias, c);
+    }
+    return status;
+}
+
+static op_status matmul(const op_weight *W, int M, const void *x, const float *bias, op_out out, void *y)
+{
+    return weight_product(W, false, M, x, bias, out, y);
+}
+
+static op_status matmul_dx(const op_weight *W, int M, const void *dy, op_out out, void *dx)
+{
+    return weight_product(W, true, M, dy, NULL, out, dx);
+}
+
+static op_status general(bool bf16, bool ta, bool tb, int M, int N, int K, float alpha, const void *A, int lda,
+                         const void *B, int ldb, float beta, void *C, int ldc, bool c_f32)
+{
+    if (M == 0 || N == 0)
+        return OP_OK;
+    spec s;
+    memset(&s, 0, sizeof s);
+    s.M = M;
+    s.N = N;
+    s.K = K;
+    s.lda = lda;
+    s.ldb = ldb;
+    s.ldc = ldc;
+    s.threads = omp_get_max_threads();
+    s.alpha = alpha;
+    s.ta = ta;
+    s.tb = tb;
+    s.bf16 = bf16;
+    s.c_f32 = c_f32 || !bf16;
+    s.add = beta != 0;
+    return bf16 && !dnnl_has_bf16() ? run_wide(s, A, B, false, NULL, C) : run(&s, A, B, NULL, NULL, C);
+}
+
+static op_status weight_gradient(bool bf16, int M, int N, int K, const void *dy, const void *x, float *dw)
+{
+    size_t size = bf16 ? 2 : 4;
+    op_status status = OP_OK;
+    for (int m = 0; m < M && !status; m += DW_BLOCK)
+        status = general(bf16, true, false, N, K, M - m < DW_BLOCK ? M - m : DW_BLOCK, 1,
+                         (const char *)dy + (size_t)m * (size_t)N * size, N,
+                         (const char *)x + (size_t)m * (size_t)K * size, K, 1, dw, K, true);
+    return status;
+}
+
+static op_status matmul_dw_f32(int M, int N, int K, const void *dy, const void *x, float *dw)
+{
+    return weight_gradient(false, M, N, K, dy, x, dw);
+}
+
+static op_status matmul_dw_bf16(int M, int N, int K, const void *dy, const void *x, float *dw)
+{
+    return weight_gradient(true, M, N, K, dy, x, dw);
+}
+
+static op_status gemm_f32(bool ta, bool tb, int M, int N, int K, float alpha, const void *A, int lda, const void *B,
+                          int ldb, float beta, void *C, int ldc, bool c_f32)
+{
+    return general(false, ta, tb, M, N, K, alpha, A, lda, B, ldb, beta, C, ldc, c_f32);
+}
+
+static op_status gemm_bf16(bool ta, bool tb, int M, int N, int K, float alpha, const void *A, int lda, const void *B,
+                           int ldb, float beta, void *C, int ldc, bool c_f32)
+{
+    return general(true, ta, tb, M, N, K, alpha, A, lda, B, ldb, beta, C, ldc, c_f32);
+}
+
+void op_cpu_products(op_ops *t)
+{
+    bool bf16 = t->act == OP_BF16;
+    t->weight_new = bf16 ? weight_new_bf16 : weight_new_f32;
+    t->weight_pack = weight_pack;
+    t->weight_free = weight_free;
+    t->keeps_f32 = !bf16;
+    t->matmul = matmul;
+    t->matmul_dx = matmul_dx;
+    t->matmul_dw = bf16 ? matmul_dw_bf16 : matmul_dw_f32;
+    t->gemm = bf16 ? gemm_bf16 : gemm_f32;
+}
+
+void op_cpu_products_release(void)
+{
+    for (int i = 0; i < KERNELS; i++)
+        kernel_release(&kernels[i]);
+    if (stream)
+        dnnl_stream_destroy(stream);
+    if (engine)
+        dnnl_engine_destroy(engine);
+    stream = NULL;
+    engine = NULL;
+}
+
+const char *op_ops_product_isa(void)
+{
+    switch (dnnl_get_effective_cpu_isa()) {
+    case dnnl_cpu_isa_avx512_core_amx: return "avx512_core_amx";
+    case dnnl_cpu_isa_avx512_core_bf16: return "avx512_core_bf16";
+    case dnnl_cpu_isa_avx512_core_vnni: return "avx512_core_vnni";
+    case dnnl_cpu_isa_avx512_core: return "avx512_core";
+    case dnnl_cpu_isa_avx512_mic_4ops: return "avx512_mic_4ops";
+    case dnnl_cpu_isa_avx512_mic: return "avx512_mic";
+    case dnnl_cpu_isa_avx2_vnni: return "avx2_vnni";
+    case dnnl_cpu_isa_avx2: return "avx2";
+    case dnnl_cpu_isa_avx: return "avx";
+    case dnnl_cpu_isa_sse41: return "sse41";
+    default: return "generic";
+    }
+}
