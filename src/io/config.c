@@ -10,6 +10,7 @@
 
 #include "base/mem.h"
 #include "io/file.h"
+#include "io/utf8.h"
 #include "io/yaml_doc.h"
 
 /* Words of a "a|b|c" list: the next one from *rest, its length in *n; NULL at the end. */
@@ -176,6 +177,17 @@ static op_status check_range(const source *src, int line, const op_option *o, co
     return bad_value(src, line, o, s, expected);
 }
 
+/* Only text can be written back as YAML. */
+static bool is_utf8(const char *s)
+{
+    for (size_t left = strlen(s), n; left; s += n, left -= n) {
+        n = op_utf8_length(s, left);
+        if (!n)
+            return false;
+    }
+    return true;
+}
+
 static op_status set_text(char **field, const char *s, const source *src)
 {
     char *copy = s ? op_strdup(s) : NULL;
@@ -192,7 +204,7 @@ static op_status set_value(void *settings, const op_option *o, const char *s, co
     char *field = (char *)settings + o->offset;
     op_status status = OP_OK;
     if (o->type == OP_OPTION_STRING || o->type == OP_OPTION_LIST)
-        return set_text((char **)field, s, src);
+        return s && !is_utf8(s) ? bad_value(src, line, o, "other bytes", "UTF-8") : set_text((char **)field, s, src);
     if (!s)
         s = "null";
     switch (o->type) {

@@ -1,0 +1,105 @@
+/* What the tests of io share: a directory of their own, files in it, and failing allocations. */
+#ifndef OP_TESTS_IO_TOOLS_H
+#define OP_TESTS_IO_TOOLS_H
+
+#include <dirent.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include <operant/status.h>
+
+#include "base/mem.h"
+#include "io/file.h"
+
+static char test_dir[64];
+
+static inline int make_test_dir(void **state)
+{
+    (void)state;
+    strcpy(test_dir, "/tmp/operant-test-XXXXXX");
+    return mkdtemp(test_dir) ? 0 : -1;
+}
+
+static inline int remove_test_dir(void **state)
+{
+    (void)state;
+    return op_path_remove(test_dir, NULL);
+}
+
+/* A path in the test's directory; good until the fourth call from now. */
+static inline const char *in_dir(const char *name)
+{
+    static char paths[4][256];
+    static int next;
+    char *path = paths[next++ % 4];
+    snprintf(path, sizeof paths[0], "%s/%s", test_dir, name);
+    return path;
+}
+
+static inline const char *put_file(const char *name, const void *bytes, size_t n)
+{
+    const char *path = in_dir(name);
+    op_error e;
+    if (op_file_put(path, bytes, n, &e))
+        fail_msg("%s", e.message);
+    return path;
+}
+
+static inline int count_files(void)
+{
+    DIR *d = opendir(test_dir);
+    int n = 0;
+    for (struct dirent *x; (x = readdir(d));)
+        n += x->d_name[0] != '.';
+    closedir(d);
+    return n;
+}
+
+static inline void assert_message_has(const op_error *e, const char *part)
+{
+    if (!strstr(e->message, part))
+        fail_msg("the message \"%s\" has no \"%s\"", e->message, part);
+}
+
+/* Runs fn with the first, the second, ... allocation failing until it comes through; returns how often it failed. A leak
+ * shows under AddressSanitizer. */
+static inline long fail_every_allocation(op_status (*fn)(void *ctx, op_error *e), void *ctx)
+{
+    for (long n = 0;; n++) {
+        op_error e = {0};
+        op_alloc_fail_from(n);
+        op_status s = fn(ctx, &e);
+        op_alloc_fail_from(-1);
+        if (!s)
+            return n;
+        if (s != OP_ERR_NOMEM)
+            fail_msg("allocation %ld: %s: %s", n, op_status_string(s), e.message);
+    }
+}
+
+/* Runs fn while no file may grow past `bytes`: what a full disk looks like. */
+static inline op_status run_on_a_full_disk(op_status (*fn)(void *ctx, op_error *e), void *ctx, size_t bytes, op_error *e)
+{
+    struct rlimit old, small;
+    getrlimit(RLIMIT_FSIZE, &old);
+    small = old;
+    small.rlim_cur = bytes;
+    void (*handler)(int) = signal(SIGXFSZ, SIG_IGN);
+    setrlimit(RLIMIT_FSIZE, &small);
+    op_status s = fn(ctx, e);
+    setrlimit(RLIMIT_FSIZE, &old);
+    signal(SIGXFSZ, handler);
+    return s;
+}
+
+#endif
