@@ -1,0 +1,507 @@
+/* Opening, holding and closing a model: where its tensors live, and how they get there. */
+#include <stdio.h>
+#include <string.h>
+
+#include "base/hash.h"
+#include "base/mem.h"
+#include "base/rng.h"
+#include "io/file.h"
+#include "io/json.h"
+#include "model/parts.h"
+
+/* ---- storage ---- */
+
+static void *need(size_t bytes, const char *what, op_status *s, op_error *e)
+{
+    void *p = *s ? NULL : op_alloc_aligned(bytes);
+    if (!p && !*s)
+        *s = op_error_set(e, OP_ERR_NOMEM, "out of memory: %zu MiB for %s", bytes >> 20, what);
+    return p;
+}
+
+static bool is_product(const op_slot *s)
+{
+    return s->cols > 1 && s->role != OP_ROLE_EMBED && s->role != OP_ROLE_POSITION;
+}
+
+/* Places every slot: all of them in one array, or only what is no product. */
+static op_status place(op_model *m, op_error *e)
+{
+    op_status s = OP_OK;
+    size_t small = 0;
+    for (size_t i = 0; i < m->n_slots; i++)
+        if (!is_product(&m->slots[i]) && m->slots[i].role != OP_ROLE_EMBED)
+            small += (size_t)(m->slots[i].rows * m->slots[i].cols);
+    m->values = need((m->floats ? m->n_values : small) * sizeof(float), "weights", &s, e);
+    if (m->options.trainable == OP_TRAIN_ALL)
+        m->grads = need(m->n_values * sizeof(float), "gradients", &s, e);
+    if (!m->floats)
+        m->embed_act = need((size_t)m->config.vocab * m->config.width * m->ops->act_size, "the embedding", &s, e);
+    if (s)
+        return s;
+    size_t at = 0;
+    for (size_t i = 0; i < m->n_slots; i++) {
+        op_slot *x = &m->slots[i];
+        if (m->floats) {
+            x->value = m->values + x->offset;
+            x->grad = m->grads ? m->grads + x->offset : NULL;
+        } else if (!is_product(x) && x->role != OP_ROLE_EMBED) {
+            x->value = m->values + at;
+            at += (size_t)(x->rows * x->cols);
+        }
+    }
+    return OP_OK;
+}
+
+static op_status group_make(op_model *m, op_group *g, size_t first, size_t n, op_error *e)
+{
+    int64_t N = 0;
+    for (size_t i = 0; i < n; i++)
+        N += m->slots[first + i].rows;
+    *g = (op_group){.first = first, .n = n, .N = (int32_t)N, .K = (int32_t)m->slots[first].cols};
+    bool backward = m->options.trainable != OP_TRAIN_NONE;
+    g->W = m->ops->weight_new(g->N, g->K, backward);
+    return g->W ? OP_OK : op_error_set(e, OP_ERR_NOMEM, "out of memory for a packed %d x %d matrix", g->N, g->K);
+}
+
+static op_status groups_make(op_model *m, op_error *e)
+{
+    bool gpt2 = m->config.family == OP_GPT2;
+    op_status s = OP_OK;
+    for (int32_t l = 0; l < m->config.layers && !s; l++) {
+        op_layer *y = &m->layers[l];
+        if ((s = group_make(m, &y->qkv, y->slot[OP_ROLE_Q], gpt2 ? 1 : 3, e)) ||
+            (s = group_make(m, &y->o, y->slot[OP_ROLE_O], 1, e)) ||
+            (s = group_make(m, &y->gu, gpt2 ? y->slot[OP_ROLE_UP] : y->slot[OP_ROLE_GATE], gpt2 ? 1 : 2, e)) ||
+            (s = group_make(m, &y->down, y->slot[OP_ROLE_DOWN], 1, e)))
+            return s;
+    }
+    return s ? s : group_make(m, &m->head, m->slot[m->config.tied ? OP_ROLE_EMBED : OP_ROLE_HEAD], 1, e);
+}
+
+/* Calls fn for every group, the head last. */
+static op_status each_group(op_model *m, op_status (*fn)(op_model *, op_group *, void *, op_error *), void *ctx,
+                            op_error *e)
+{
+    op_status s = OP_OK;
+    for (int32_t l = 0; l < m->config.layers && !s; l++) {
+        op_layer *y = &m->layers[l];
+        if ((s = fn(m, &y->qkv, ctx, e)) || (s = fn(m, &y->o, ctx, e)) || (s = fn(m, &y->gu, ctx, e)))
+            return s;
+        s = fn(m, &y->down, ctx, e);
+    }
+    return s ? s : fn(m, &m->head, ctx, e);
+}
+
+static op_status pack(op_model *m, op_group *g, void *values, op_error *e)
+{
+    const float *w = values ? values : m->slots[g->first].value;
+    return m->ops->weight_pack(g->W, w) ? op_error_set(e, OP_ERR_NOMEM, "out of memory: packing a matrix") : OP_OK;
+}
+
+op_status op_model_updated(op_model *m, op_error *e)
+{
+    if (m->options.trainable == OP_TRAIN_ADAPTER) {
+        op_adapter_refresh(m, &m->adapters[0]);
+        return OP_OK;
+    }
+    return m->floats ? each_group(m, pack, NULL, e) : OP_OK;
+}
+
+/* ---- reading weights ---- */
+
+/* llama.cpp stores the rows of Q and K of the llama family with the two halves of a head interleaved; undo it. */
+static void unpermute(const op_model *m, const op_slot *x, float *w, float *scratch)
+{
+    int64_t D = m->config.head_dim, heads = x->rows / D;
+    memcpy(scratch, w, (size_t)(x->rows * x->cols) * sizeof *w);
+    for (int64_t h = 0; h < heads; h++)
+        for (int64_t i = 0; i < D / 2; i++)
+            for (int64_t j = 0; j < 2; j++)
+                memcpy(w + (h * D + j * (D / 2) + i) * x->cols, scratch + (h * D + 2 * i + j) * x->cols,
+                       (size_t)x->cols * sizeof *w);
+}
+
+static void transpose(int64_t rows, int64_t cols, const float *from, float *to)
+{
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t c = 0; c < cols; c++)
+            to[r * cols + c] = from[c * rows + r];
+}
+
+static const op_tensor *find_tensor(const op_tensors *t, const op_slot *x)
+{
+    if (op_tensors_get_format(t) == OP_GGUF)
+        return op_tensors_find(t, x->gguf);
+    const op_tensor *found = op_tensors_find(t, x->name);
+    if (found)
+        return found;
+    char prefixed[128]; /* GPT-2 checkpoints come with and without it */
+    snprintf(prefixed, sizeof prefixed, "transformer.%s", x->name);
+    return op_tensors_find(t, prefixed);
+}
+
+static op_status check_finite(const op_slot *x, const float *w, op_error *e)
+{
+    int64_t n = x->rows * x->cols, bad = -1;
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t u;
+        memcpy(&u, w + i, 4);
+        if ((u & 0x7f800000u) == 0x7f800000u) {
+            bad = i;
+            break;
+        }
+    }
+    return bad < 0 ? OP_OK : op_error_set(e, OP_ERR_FORMAT, "tensor \"%s\": element %lld is not finite", x->name, (long long)bad);
+}
+
+/* Reads one slot into w[rows, cols]; scratch holds as much. */
+static op_status read_slot(const op_model *m, const op_tensors *t, const op_slot *x, float *w, float *scratch, op_error *e)
+{
+    const op_tensor *found = find_tensor(t, x);
+    bool gguf = op_tensors_get_format(t) == OP_GGUF;
+    if (!found)
+        return op_error_set(e, OP_ERR_FORMAT, "tensor \"%s\" is missing", gguf ? x->gguf : x->name);
+    bool transposed = x->transposed && !gguf;
+    int64_t rows = transposed ? x->cols : x->rows, cols = transposed ? x->rows : x->cols;
+    bool fits = x->cols == 1 ? found->rank == 1 && found->shape[0] == x->rows
+                             : found->rank == 2 && found->shape[0] == rows && found->shape[1] == cols;
+    if (!fits)
+        return op_error_set(e, OP_ERR_MISMATCH, "tensor \"%s\" has shape [%lld, %lld], expected [%lld, %lld]", found->name,
+                            (long long)found->shape[0], (long long)(found->rank > 1 ? found->shape[1] : 1), (long long)rows,
+                            (long long)cols);
+    op_status s = op_tensor_read_f32(found, 0, found->count, transposed ? scratch : w, e);
+    if (s)
+        return s;
+    if (transposed)
+        transpose(x->rows, x->cols, scratch, w);
+    bool rope_rows = x->role == OP_ROLE_Q || x->role == OP_ROLE_K || x->role == OP_ROLE_Q_B || x->role == OP_ROLE_K_B;
+    if (gguf && rope_rows && m->config.family == OP_LLAMA)
+        unpermute(m, x, w, scratch);
+    return check_finite(x, w, e);
+}
+
+typedef struct reader {
+    const op_tensors *tensors;
+    float *group, *scratch; /* room for the largest group, twice */
+} reader;
+
+static op_status read_group(op_model *m, op_group *g, void *ctx, op_error *e)
+{
+    reader *r = ctx;
+    float *w = r->group;
+    for (size_t i = 0; i < g->n; i++) {
+        const op_slot *x = &m->slots[g->first + i];
+        op_status s = read_slot(m, r->tensors, x, w, r->scratch, e);
+        if (s)
+            return s;
+        if (x->role == OP_ROLE_EMBED)
+            m->ops->to_act((size_t)(x->rows * x->cols), w, m->embed_act);
+        w += x->rows * x->cols;
+    }
+    return pack(m, g, r->group, e);
+}
+
+static op_status read_weights(op_model *m, const op_tensors *t, op_error *e)
+{
+    size_t largest = (size_t)m->config.vocab * m->config.width;
+    for (size_t i = 0; i < m->n_slots; i++)
+        if ((size_t)(3 * m->slots[i].rows * m->slots[i].cols) > largest && m->slots[i].role != OP_ROLE_EMBED &&
+            m->slots[i].role != OP_ROLE_HEAD)
+            largest = (size_t)(3 * m->slots[i].rows * m->slots[i].cols);
+    reader r = {.tensors = t, .scratch = op_alloc_array(largest, sizeof(float))};
+    r.group = m->floats ? NULL : op_alloc_array(largest, sizeof(float));
+    op_status s = r.scratch && (m->floats || r.group) ? OP_OK : op_error_set(e, OP_ERR_NOMEM, "out of memory while reading weights");
+    for (size_t i = 0; i < m->n_slots && !s; i++)
+        if (m->slots[i].value)
+            s = read_slot(m, t, &m->slots[i], m->slots[i].value, r.scratch, e);
+    if (!s && !m->floats && !m->config.tied) { /* the head's group does not bring the embedding along */
+        const op_slot *x = op_model_slot(m, -1, OP_ROLE_EMBED);
+        s = read_slot(m, t, x, r.group, r.scratch, e);
+        if (!s)
+            m->ops->to_act((size_t)(x->rows * x->cols), r.group, m->embed_act);
+    }
+    if (!s)
+        s = m->floats ? each_group(m, pack, NULL, e) : each_group(m, read_group, &r, e);
+    op_free(r.group);
+    op_free(r.scratch);
+    return s;
+}
+
+/* ---- life ---- */
+
+static op_status model_alloc(op_model **out, const op_model_config *c, const op_model_options *o, op_error *e)
+{
+    *out = NULL;
+    op_status s = op_model_config_check(c, e);
+    if (s)
+        return s;
+    op_model *m = op_alloc_zero(1, sizeof *m);
+    if (!m)
+        return op_error_set(e, OP_ERR_NOMEM, "out of memory for a model");
+    m->config = *c;
+    m->options = *o;
+    const char *backend = o->backend ? o->backend : "cpu";
+    m->ops = op_ops_get(backend, o->act);
+    if (!m->ops) {
+        op_free(m);
+        return op_error_set(e, OP_ERR_UNSUPPORTED, "backend \"%s\" has no %s arithmetic", backend, op_dtype_name(o->act));
+    }
+    m->options.backend = m->ops->name;
+    m->floats = o->trainable == OP_TRAIN_ALL || m->ops->keeps_f32 || o->act == OP_F32;
+    m->rope_rows = c->family == OP_GPT2 ? 0 : c->max_positions;
+    size_t table = (size_t)m->rope_rows * (size_t)(c->head_dim / 2) * sizeof(float);
+    if (!(s = op_slots_build(m, e)) && !(s = place(m, e)))
+        s = groups_make(m, e);
+    m->cos = need(table, "rotary angles", &s, e);
+    m->sin = need(table, "rotary angles", &s, e);
+    if (!s)
+        op_rope_table(c, m->rope_rows, m->cos, m->sin);
+    if (!s && m->grads) {
+        m->params = op_alloc_zero(m->n_slots, sizeof *m->params);
+        if (!m->params)
+            s = op_error_set(e, OP_ERR_NOMEM, "out of memory for the parameter table");
+        for (size_t i = 0; i < m->n_slots && !s; i++) {
+            const op_slot *x = &m->slots[i];
+            m->params[i] = (op_param){.name = x->name, .offset = x->offset, .n = (size_t)(x->rows * x->cols),
+                                      .rows = x->rows, .cols = x->cols, .decay = x->cols > 1};
+        }
+    }
+    if (s) {
+        op_model_free(m);
+        return s;
+    }
+    *out = m;
+    return OP_OK;
+}
+
+static op_status finish_open(op_model *m, op_error *e)
+{
+    int32_t id;
+    return m->options.trainable == OP_TRAIN_ADAPTER ? op_model_adapter_add(m, &m->options.lora, &id, e) : OP_OK;
+}
+
+op_status op_model_new(op_model **out, const op_model_config *c, const op_model_options *o, op_error *e)
+{
+    op_model_options all = *o;
+    if (!(all.trainable == OP_TRAIN_ALL))
+        all.act = OP_F32; /* random weights must be float to be made */
+    op_model *m;
+    op_status s = model_alloc(&m, c, &all, e);
+    *out = NULL;
+    if (s)
+        return s;
+    for (size_t i = 0; i < m->n_slots; i++) {
+        op_slot *x = &m->slots[i];
+        size_t n = (size_t)(x->rows * x->cols);
+        for (size_t k = 0; k < n; k++)
+            x->value[k] = x->cols > 1 ? (float)(0.02 * op_rng_normal(o->seed, OP_STREAM_INIT, x->offset + k)) : 0;
+        bool norm_scale = x->role == OP_ROLE_NORM1 || x->role == OP_ROLE_NORM2 || x->role == OP_ROLE_FINAL ||
+                          x->role == OP_ROLE_Q_NORM || x->role == OP_ROLE_K_NORM;
+        for (size_t k = 0; k < n && norm_scale; k++)
+            x->value[k] = 1;
+    }
+    if ((s = each_group(m, pack, NULL, e)) || (s = finish_open(m, e))) {
+        op_model_free(m);
+        return s;
+    }
+    *out = m;
+    return OP_OK;
+}
+
+static op_status read_config(op_model_config *c, const char *path, const op_tensors *t, op_error *e)
+{
+    if (op_tensors_get_format(t) == OP_GGUF) {
+        op_status s = op_model_config_from_gguf(c, t, e);
+        return s ? op_error_prefix(e, "%s", path) : OP_OK;
+    }
+    char *file = op_path_join(path, "config.json");
+    json_t *json = NULL;
+    op_status s = file ? op_json_read(&json, file, e) : op_error_set(e, OP_ERR_NOMEM, "out of memory");
+    if (!s)
+        s = op_model_config_from_json(c, json, file, e);
+    json_decref(json);
+    op_free(file);
+    return s;
+}
+
+/* A run directory holds an adapter and names its base; the base's path may be relative to it. */
+static op_status open_adapter(op_model **out, const char *path, const char *config, const op_model_options *o, op_error *e)
+{
+    json_t *json = NULL;
+    op_status s = op_json_read(&json, config, e);
+    const char *base = NULL;
+    if (!s)
+        s = op_json_get_string(json, "base_model_name_or_path", true, &base, config, e);
+    char *near = s ? NULL : op_path_join(path, base);
+    if (!s && !near)
+        s = op_error_set(e, OP_ERR_NOMEM, "out of memory");
+    if (!s && !op_path_exists(base) && !op_path_exists(near))
+        s = op_error_set(e, OP_ERR_IO, "%s: the base model \"%s\" is neither here nor beside the adapter", config, base);
+    if (!s)
+        s = op_model_open(out, op_path_exists(base) ? base : near, o, e);
+    int32_t id;
+    if (!s && (s = op_model_adapter_load(*out, path, &id, e))) {
+        op_model_free(*out);
+        *out = NULL;
+    }
+    op_free(near);
+    json_decref(json);
+    return s;
+}
+
+op_status op_model_open(op_model **out, const char *path, const op_model_options *o, op_error *e)
+{
+    *out = NULL;
+    char *adapter = op_path_join(path, "adapter_config.json");
+    if (!adapter)
+        return op_error_set(e, OP_ERR_NOMEM, "out of memory");
+    if (op_path_exists(adapter)) {
+        op_status s = open_adapter(out, path, adapter, o, e);
+        op_free(adapter);
+        return s;
+    }
+    op_free(adapter);
+    op_tensors *t;
+    op_status s = op_tensors_open(&t, path, e);
+    if (s)
+        return s;
+    op_model_config c;
+    op_model *m = NULL;
+    if (!(s = read_config(&c, path, t, e)) && !(s = model_alloc(&m, &c, o, e)) &&
+        (s = read_weights(m, t, e)))
+        op_error_prefix(e, "%s", path);
+    if (!s && !(m->source = op_strdup(path)))
+        s = op_error_set(e, OP_ERR_NOMEM, "out of memory");
+    op_tensors_close(t);
+    if (s || (s = finish_open(m, e))) {
+        op_model_free(m);
+        return s;
+    }
+    *out = m;
+    return OP_OK;
+}
+
+static op_status group_free(op_model *m, op_group *g, void *ctx, op_error *e)
+{
+    (void)ctx;
+    (void)e;
+    if (g->W)
+        m->ops->weight_free(g->W);
+    return OP_OK;
+}
+
+void op_model_free(op_model *m)
+{
+    if (!m)
+        return;
+    for (int32_t i = 0; i < m->n_adapters; i++)
+        op_adapter_release(m, &m->adapters[i]);
+    if (m->layers)
+        each_group(m, group_free, NULL, NULL);
+    op_free_aligned(m->values);
+    op_free_aligned(m->grads);
+    op_free_aligned(m->embed_act);
+    op_free_aligned(m->cos);
+    op_free_aligned(m->sin);
+    op_free(m->adapters);
+    op_free(m->layers);
+    op_free(m->slots);
+    op_free(m->params);
+    op_free(m->taps);
+    op_free(m->source);
+    op_free(m);
+}
+
+/* ---- questions ---- */
+
+const op_model_config *op_model_get_config(const op_model *m)
+{
+    return &m->config;
+}
+
+const op_model_options *op_model_get_options(const op_model *m)
+{
+    return &m->options;
+}
+
+op_params op_model_params(op_model *m)
+{
+    if (m->options.trainable == OP_TRAIN_ALL)
+        return (op_params){m->values, m->grads, m->n_values, m->params, m->n_slots};
+    if (m->options.trainable == OP_TRAIN_ADAPTER) {
+        const op_adapter *a = &m->adapters[0];
+        return (op_params){a->values, a->grads, a->n, a->table, a->n_table};
+    }
+    return (op_params){0};
+}
+
+int64_t op_model_count(const op_model *m)
+{
+    return (int64_t)m->n_values;
+}
+
+size_t op_model_bytes(const op_model *m)
+{
+    size_t n = m->floats ? m->n_values * sizeof(float) : 0;
+    n += m->grads ? m->n_values * sizeof(float) : 0;
+    size_t orientations = m->options.trainable == OP_TRAIN_NONE ? 1 : 2;
+    n += m->ops->keeps_f32 ? 0 : m->n_values * m->ops->act_size * orientations;
+    n += m->embed_act ? (size_t)m->config.vocab * m->config.width * m->ops->act_size : 0;
+    for (int32_t i = 0; i < m->n_adapters; i++)
+        n += m->adapters[i].n * (sizeof(float) * (m->adapters[i].grads ? 2 : 1) + m->ops->act_size);
+    return n;
+}
+
+/* The hash of the hashes of the tensors, each as float, so that no second copy of the model is needed. */
+op_status op_model_hash(const op_model *m, char hex[65], op_error *e)
+{
+    op_tensors *t = NULL;
+    op_status s = OP_OK;
+    if (!m->floats && (s = op_tensors_open(&t, m->source, e)))
+        return s;
+    op_buf all;
+    op_buf_init(&all, 1 << 24);
+    float *room = NULL;
+    for (size_t i = 0; i < m->n_slots && !s; i++) {
+        const op_slot *x = &m->slots[i];
+        size_t n = (size_t)(x->rows * x->cols);
+        const float *w = x->value;
+        if (!w) {
+            op_free(room);
+            room = op_alloc_array(2 * n, sizeof *room);
+            s = room ? read_slot(m, t, x, room, room + n, e) : op_error_set(e, OP_ERR_NOMEM, "out of memory while hashing");
+            w = room;
+        }
+        char one[OP_HASH_HEX];
+        if (!s) {
+            op_hash(w, n * sizeof *w, one);
+            s = op_buf_puts(&all, one);
+        }
+    }
+    if (!s)
+        op_hash(all.data, all.len, hex);
+    op_buf_release(&all);
+    op_free(room);
+    op_tensors_close(t);
+    return s;
+}
+
+op_status op_model_set_taps(op_model *m, const op_tap *taps, size_t n)
+{
+    op_tap *copy = op_alloc_array(n, sizeof *copy);
+    if (!copy)
+        return OP_ERR_NOMEM;
+    if (n)
+        memcpy(copy, taps, n * sizeof *copy);
+    op_free(m->taps);
+    m->taps = copy;
+    m->n_taps = n;
+    return OP_OK;
+}
+
+void op_model_set_logits_hook(op_model *m, op_logits_fn fn, void *ctx)
+{
+    m->hook = fn;
+    m->hook_ctx = ctx;
+}
