@@ -1,0 +1,134 @@
+/* Runs the text layer for oracle.py, which compares what it prints with the reference libraries.
+ *
+ *   oracle_tool encode MODEL FILE...   FILE holds JSON lines {"text": ...}: one line of ids per line, then of offsets
+ *   oracle_tool decode MODEL FILE      JSON lines {"ids": [...]}: a JSON string per line
+ *   oracle_tool speed MODEL FILE       MB/s of encoding FILE line by line, and tokens
+ *   oracle_tool render TEMPLATE FILE   JSON lines of variables: a JSON string, or {"error": ...}, per line
+ *   oracle_tool chat MODEL FILE        JSON lines {"messages", "tools"?, "generate"?}: ids, turns and text */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include <operant/jsonl.h>
+#include <operant/tokenizer.h>
+
+#include "base/mem.h"
+#include "io/file.h"
+
+typedef struct context {
+    op_tokenizer *t;
+    op_tokens tokens;
+    op_buf text;
+    unsigned flags;
+} context;
+
+static void die(const op_error *e)
+{
+    fprintf(stderr, "%s\n", e->message);
+    exit(1);
+}
+
+static void print_string(const char *s, size_t n)
+{
+    json_t *value = json_stringn(s, n);
+    json_dumpf(value, stdout, JSON_ENCODE_ANY | JSON_COMPACT);
+    putchar('\n');
+    json_decref(value);
+}
+
+static op_status encode_line(void *ctx, json_t *object, int line, op_error *e)
+{
+    (void)line;
+    context *c = ctx;
+    const json_t *text = json_object_get(object, "text");
+    op_tokens_clear(&c->tokens);
+    op_status s = op_tokenizer_encode(c->t, json_string_value(text), json_string_length(text), c->flags, &c->tokens, e);
+    if (s)
+        return s;
+    for (size_t i = 0; i < c->tokens.n; i++)
+        printf("%d ", c->tokens.ids[i]);
+    putchar('\n');
+    for (size_t i = 0; i < c->tokens.n; i++)
+        printf("%u %u ", c->tokens.begin[i], c->tokens.end[i]);
+    putchar('\n');
+    return OP_OK;
+}
+
+static op_status decode_line(void *ctx, json_t *object, int line, op_error *e)
+{
+    (void)line, (void)e;
+    context *c = ctx;
+    const json_t *ids = json_object_get(object, "ids"), *id;
+    size_t i;
+    op_tokens_clear(&c->tokens);
+    int32_t *list = op_alloc_array(json_array_size(ids) + 1, sizeof *list);
+    json_array_foreach(ids, i, id)
+        list[i] = (int32_t)json_integer_value(id);
+    op_buf_clear(&c->text);
+    op_status s = op_tokenizer_decode(c->t, list, i, c->flags, &c->text);
+    op_free(list);
+    print_string(c->text.data ? c->text.data : "", c->text.len);
+    return s;
+}
+
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static void speed(context *c, const char *path)
+{
+    op_error e;
+    op_buf file;
+    op_buf_init(&file, 1 << 30);
+    if (op_file_read(path, &file, &e))
+        die(&e);
+    double best = 1e9;
+    for (int round = 0; round < 5; round++) {
+        double start = now();
+        op_tokens_clear(&c->tokens);
+        for (char *line = file.data, *end; line < file.data + file.len; line = end + 1) {
+            end = memchr(line, '\n', (size_t)(file.data + file.len - line));
+            end = end ? end : file.data + file.len;
+            if (op_tokenizer_encode(c->t, line, (size_t)(end - line), c->flags, &c->tokens, &e))
+                die(&e);
+        }
+        double time = now() - start;
+        best = time < best ? time : best;
+    }
+    printf("%.2f %zu\n", (double)file.len / 1e6 / best, c->tokens.n);
+    op_buf_release(&file);
+}
+
+int main(int argc, char **argv)
+{
+    if (argc < 4) {
+        fprintf(stderr, "usage: oracle_tool encode|decode|speed|render|chat MODEL FILE\n");
+        return 2;
+    }
+    op_error e;
+    context c = {.flags = OP_ENCODE_SPECIAL};
+    op_buf_init(&c.text, 1 << 28);
+    op_status s = OP_OK;
+    double start = now();
+    if ((s = op_tokenizer_open(&c.t, argv[2], &e)))
+        die(&e);
+    fprintf(stderr, "opened in %.3f s\n", now() - start);
+    if (strcmp(argv[1], "encode") == 0) {
+        s = op_json_lines(argv[3], encode_line, &c, &e);
+    } else if (strcmp(argv[1], "decode") == 0) {
+        c.flags = OP_DECODE_ALL;
+        s = op_json_lines(argv[3], decode_line, &c, &e);
+    } else if (strcmp(argv[1], "speed") == 0) {
+        speed(&c, argv[3]);
+    }
+    if (s)
+        die(&e);
+    op_tokens_release(&c.tokens);
+    op_buf_release(&c.text);
+    op_tokenizer_free(c.t);
+    return 0;
+}
