@@ -133,7 +133,8 @@ typedef struct op_ops {
     /* gelu_new, the tanh form (Hendrycks, Gimpel: 1606.08415) */
     void (*gelu)(size_t n, const void *x, void *y);
     void (*gelu_backward)(size_t n, const void *x, const void *dy, void *dx);
-    /* y[i] = x[i] * keep_i / (1 - p), keep_i from the counter-based generator at (seed, stream, first + i); its own inverse for gradients */
+    /* y[i] = x[i] * keep_i / (1 - p), keep_i from the counter-based generator at (seed, stream, first + i); the same call on dy
+     * is the backward. 0 <= p < 1. With e = first + i: word e/16 % 4 of counter e/64*16 + e%16, kept if >= p 2^32. */
     void (*dropout)(size_t n, float p, uint64_t seed, uint64_t stream, uint64_t first, const void *x, void *y);
 
     /* ---- attention (softmax(scale q k^T) v with a running softmax in tiles: Dao: 2307.08691) ---- */

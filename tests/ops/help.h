@@ -81,13 +81,19 @@ static inline float *as_f32(const op_ops *ops, size_t n, const void *a)
     return x;
 }
 
-/* |got - want| <= part max|want| + each |want|, for every element; equal infinities are equal. */
-static inline void assert_close(const char *what, size_t n, const float *got, const float *want, double part, double each)
+static inline double largest(size_t n, const float *x)
 {
     double most = 0;
     for (size_t i = 0; i < n; i++)
-        if (isfinite(want[i]))
-            most = fmax(most, fabs((double)want[i]));
+        if (isfinite(x[i]))
+            most = fmax(most, fabs((double)x[i]));
+    return most;
+}
+
+/* |got - want| <= part max|want| + each |want|, for every element; equal infinities are equal. */
+static inline void assert_close(const char *what, size_t n, const float *got, const float *want, double part, double each)
+{
+    double most = largest(n, want);
     for (size_t i = 0; i < n; i++) {
         if (got[i] == want[i])
             continue;

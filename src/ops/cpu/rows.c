@@ -334,45 +334,53 @@ static void gelu_backward(size_t n, const void *x_, const void *dy_, void *dx_)
     }
 }
 
-/* op_rng_block for 16 counters at once: word[i][j] is word i of counter first + j. */
-static void random_words(uint64_t seed, uint64_t stream, uint64_t first, uint32_t word[4][16])
+/* op_rng_block for the counters first .. first + 15: word[16 i + j] is word i of counter first + j. */
+static void random_words(uint64_t seed, uint64_t stream, uint64_t first, uint32_t word[64])
 {
-    uint32_t *c0 = word[0], *c1 = word[1], *c2 = word[2], *c3 = word[3];
-    for (int j = 0; j < 16; j++) {
-        c0[j] = (uint32_t)(first + (uint64_t)j);
-        c1[j] = (uint32_t)((first + (uint64_t)j) >> 32);
+    uint64_t c0[16], c1[16], c2[16], c3[16]; /* as wide as their products, which vectorises best */
+    for (uint64_t j = 0; j < 16; j++) {
+        c0[j] = (uint32_t)(first + j);
+        c1[j] = (first + j) >> 32;
         c2[j] = (uint32_t)stream;
-        c3[j] = (uint32_t)(stream >> 32);
+        c3[j] = stream >> 32;
     }
     uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
     for (int round = 0; round < 10; round++, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u)
 #pragma omp simd
         for (int j = 0; j < 16; j++) {
-            uint64_t p0 = (uint64_t)0xD2511F53u * c0[j], p1 = (uint64_t)0xCD9E8D57u * c2[j];
-            c0[j] = (uint32_t)(p1 >> 32) ^ c1[j] ^ k0;
-            c2[j] = (uint32_t)(p0 >> 32) ^ c3[j] ^ k1;
+            uint64_t p0 = 0xD2511F53u * c0[j], p1 = 0xCD9E8D57u * c2[j];
+            c0[j] = p1 >> 32 ^ c1[j] ^ k0;
+            c2[j] = p0 >> 32 ^ c3[j] ^ k1;
             c1[j] = (uint32_t)p1;
             c3[j] = (uint32_t)p0;
         }
+    for (int j = 0; j < 16; j++) {
+        word[j] = (uint32_t)c0[j];
+        word[16 + j] = (uint32_t)c1[j];
+        word[32 + j] = (uint32_t)c2[j];
+        word[48 + j] = (uint32_t)c3[j];
+    }
 }
 
-/* Element e of the stream takes word e % 4 of counter e / 4; a block is 64 elements. */
+/* In each block of 64 elements, element e takes word e / 16 of counter e % 16 of the block's 16 counters. */
 static void dropout(size_t n, float p, uint64_t seed, uint64_t stream, uint64_t first, const void *x_, void *y_)
 {
-    if (n == 0)
-        return;
     const act *x = x_;
     act *y = y_;
-    uint64_t block = first / 64, end = (first + n - 1) / 64 + 1;
+    uint64_t block = first / 64, end = (first + n + 63) / 64;
     float up = 1 / (1 - p);
-    uint64_t bound = (uint64_t)ceil((double)p * 0x1p32);
+    uint32_t bound = (uint32_t)ceil((double)p * 0x1p32);
 #pragma omp parallel for schedule(static) if (n >= PARALLEL_FROM)
     for (uint64_t b = block; b < end; b++) {
-        uint32_t word[4][16];
+        uint32_t word[64];
         random_words(seed, stream, b * 16, word);
         uint64_t from = b * 64 < first ? first : b * 64, to = b * 64 + 64 > first + n ? first + n : b * 64 + 64;
-        for (uint64_t e = from; e < to; e++)
-            y[e - first] = to_act1(word[e % 4][e % 64 / 4] >= bound ? from_act1(x[e - first]) * up : 0);
+        const uint32_t *w = word + from % 64;
+        const act *in = x + (from - first);
+        act *out = y + (from - first);
+#pragma omp simd
+        for (uint64_t i = 0; i < to - from; i++)
+            out[i] = to_act1(w[i] >= bound ? from_act1(in[i]) * up : 0);
     }
 }
 

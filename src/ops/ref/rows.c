@@ -199,8 +199,9 @@ static void dropout(size_t n, float p, uint64_t seed, uint64_t stream, uint64_t 
 {
     for (size_t i = 0; i < n; i++) {
         uint32_t w[4];
-        op_rng_block(seed, stream, (first + i) / 4, w);
-        bool keep = w[(first + i) % 4] >= p * 0x1p32;
+        uint64_t e = first + i;
+        op_rng_block(seed, stream, e / 64 * 16 + e % 16, w);
+        bool keep = w[e % 64 / 16] >= p * 0x1p32;
         ((float *)y)[i] = keep ? (float)(((const float *)x)[i] / (1.0 - p)) : 0;
     }
 }
