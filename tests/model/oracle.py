@@ -2,7 +2,8 @@
 """Compares operant with PyTorch on a real model: logits, log-probabilities and the gradient of every parameter.
 
 usage: oracle.py DUMP MODEL.gguf [f32|bf16]      DUMP: the program built from tests/model/dump.c
-Needs torch, transformers, gguf, safetensors. f32 must agree to max|a-b| <= 1e-4 max|b| for each tensor; bf16 is reported."""
+Needs torch, transformers, gguf, safetensors. PyTorch computes in double precision from the same
+float weights (in f32 its own rounding reaches 4e-4 here). f32 must agree to max|a-b| <= 1e-4 max|b| for each tensor; bf16 is reported."""
 import os, subprocess, sys, tempfile
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,7 +15,7 @@ if os.path.isdir(path):
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
 else:
     model = AutoModelForCausalLM.from_pretrained(os.path.dirname(path) or ".", gguf_file=os.path.basename(path), dtype=torch.float32)
-model.eval()
+model = model.double().eval()
 lengths = [50, 7, 90]
 ids = torch.randint(3, model.config.vocab_size, (sum(lengths),))
 weight = torch.randn(len(ids)).round(decimals=2)
@@ -28,7 +29,7 @@ for n in lengths:
     lp = torch.log_softmax(y[:-1], -1).gather(1, ids[at + 1:at + n, None])[:, 0]
     loss = loss - (weight[at + 1:at + n] * lp).sum()
     logits.append(y)
-    logp.append(torch.cat([torch.zeros(1), lp]))
+    logp.append(torch.cat([torch.zeros(1, dtype=torch.double), lp]))
     at += n
 loss.backward()
 theirs = {"logits": torch.cat(logits).detach(), "logp": torch.cat(logp).detach()}
