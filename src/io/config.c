@@ -177,17 +177,6 @@ static op_status check_range(const source *src, int line, const op_option *o, co
     return bad_value(src, line, o, s, expected);
 }
 
-/* Only text can be written back as YAML. */
-static bool is_utf8(const char *s)
-{
-    for (size_t left = strlen(s), n; left; s += n, left -= n) {
-        n = op_utf8_length(s, left);
-        if (!n)
-            return false;
-    }
-    return true;
-}
-
 static op_status set_text(char **field, const char *s, const source *src)
 {
     char *copy = s ? op_strdup(s) : NULL;
@@ -204,7 +193,7 @@ static op_status set_value(void *settings, const op_option *o, const char *s, co
     char *field = (char *)settings + o->offset;
     op_status status = OP_OK;
     if (o->type == OP_OPTION_STRING || o->type == OP_OPTION_LIST)
-        return s && !is_utf8(s) ? bad_value(src, line, o, "other bytes", "UTF-8") : set_text((char **)field, s, src);
+        return s && !op_utf8_valid(s) ? bad_value(src, line, o, "other bytes", "UTF-8") : set_text((char **)field, s, src);
     if (!s)
         s = "null";
     switch (o->type) {

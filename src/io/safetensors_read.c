@@ -191,8 +191,10 @@ static op_status read_file(op_tensors *t, const char *path, const json_t *chosen
     const char *text = (const char *)m->data + LENGTH_BYTES;
     if (!length || *text != '{')
         return op_error_set(e, OP_ERR_FORMAT, "%s: offset %d: the header does not begin with '{'", path, LENGTH_BYTES);
+    char where[OP_ERROR_MAX];
+    snprintf(where, sizeof where, "%s: header", path);
     json_t *header;
-    s = op_json_parse(&header, text, length, path, e);
+    s = op_json_parse(&header, text, length, where, e);
     if (s)
         return s;
     s = add_tensors(t, header, m, LENGTH_BYTES + length, chosen, shard, path, e);

@@ -7,6 +7,7 @@
 
 #include "io/json.h"
 #include "io/tensors.h"
+#include "io/utf8.h"
 
 static op_status no_memory(const char *path, op_error *e)
 {
@@ -48,7 +49,9 @@ static op_status add_meta(json_t *header, const op_safetensors_meta *meta, size_
     json_t *m = json_pack("{s:s}", "format", "pt");
     op_status s = m ? OP_OK : no_memory(path, e);
     for (size_t i = 0; i < n && !s; i++)
-        if (json_object_set_new(m, meta[i].key, json_string(meta[i].value)))
+        if (!op_utf8_valid(meta[i].key) || !op_utf8_valid(meta[i].value))
+            s = op_error_set(e, OP_ERR_ARG, "%s: metadata entry %zu is not UTF-8", path, i);
+        else if (json_object_set_new(m, meta[i].key, json_string(meta[i].value)))
             s = no_memory(path, e);
     if (!s)
         return json_object_set_new(header, "__metadata__", m) ? no_memory(path, e) : OP_OK;

@@ -2,6 +2,7 @@
 
 #include "io/quant.h"
 #include "io/tensors.h"
+#include "io/utf8.h"
 
 enum { PART = 1 << 15 }; /* elements converted at a time; a multiple of every block */
 
@@ -20,6 +21,8 @@ op_status op_tensor_out_check(const op_tensor_out *t, size_t *bytes, const char 
     op_tensor m;
     if (!t->name || !*t->name)
         return op_error_set(e, OP_ERR_ARG, "%s: a tensor has no name", file);
+    if (!op_utf8_valid(t->name))
+        return op_error_set(e, OP_ERR_ARG, "%s: a tensor's name is not UTF-8", file);
     if (!measure(t, &m))
         return op_error_set(e, OP_ERR_ARG, "%s: tensor \"%s\": its shape and type do not fit", file, t->name);
     if (m.bytes && !t->data && !t->source)

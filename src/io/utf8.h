@@ -2,7 +2,9 @@
 #ifndef OP_IO_UTF8_H
 #define OP_IO_UTF8_H
 
+#include <stdbool.h>
 #include <stddef.h>
+#include <string.h>
 
 /* The bytes of the code point at s, which has n > 0 bytes left; 0 if it is not well-formed (Unicode 15, table 3-7). */
 static inline size_t op_utf8_length(const char *s, size_t n)
@@ -19,6 +21,16 @@ static inline size_t op_utf8_length(const char *s, size_t n)
     int overlong = (*p == 0xe0 && p[1] < 0xa0) || (*p == 0xf0 && p[1] < 0x90);
     int beyond = (*p == 0xed && p[1] > 0x9f) || (*p == 0xf4 && p[1] > 0x8f); /* surrogates, above U+10FFFF */
     return overlong || beyond ? 0 : length;
+}
+
+static inline bool op_utf8_valid(const char *s)
+{
+    for (size_t left = strlen(s), n; left; s += n, left -= n) {
+        n = op_utf8_length(s, left);
+        if (!n)
+            return false;
+    }
+    return true;
 }
 
 #endif
