@@ -49,9 +49,9 @@ static inline const char *in_dir(const char *name)
 static inline const char *put_file(const char *name, const void *bytes, size_t n)
 {
     const char *path = in_dir(name);
-    op_error e;
-    if (op_file_put(path, bytes, n, &e))
-        fail_msg("%s", e.message);
+    FILE *f = fopen(path, "wb"); /* not op_file_put: hundreds of files need not be synced */
+    assert_int_equal(fwrite(bytes, 1, n, f), n);
+    fclose(f);
     return path;
 }
 
