@@ -394,10 +394,12 @@ static void backward_tile(const op_attention *a, const shape *z, int s, int i0, 
         load(w.m, z->D, 1, t->dout + (query * a->H + head + h) * D, a->H * D, dO + h * BQ * ld, ld);
         for (int r = 0; r < w.m; r++) {
             size_t at = (query + r) * a->H + head + h;
+            const act *out = t->out + at * D;
+            const float *dout = dO + (h * BQ + r) * ld;
             float sum = 0;
 #pragma omp simd reduction(+ : sum)
-            for (size_t d = 0; d < D; d++)
-                sum += dO[(h * BQ + r) * ld + d] * from_act1(t->out[at * D + d]);
+            for (int d = 0; d < z->D; d++)
+                sum += dout[d] * from_act1(out[d]);
             delta[h * BQ + r] = sum;
             lse[h * BQ + r] = t->lse[at];
         }
