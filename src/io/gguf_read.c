@@ -319,21 +319,14 @@ static op_status check_count(const cursor *c, uint64_t n, size_t most, size_t le
     return refuse(c, c->at - sizeof n, what, n, room < most ? room : most);
 }
 
-op_status op_gguf_read(op_tensors *t, const char *path, op_error *e)
+op_status op_gguf_parse(op_tensors *t, const op_map *bytes, const char *path, op_error *e)
 {
     t->format = OP_GGUF;
-    t->maps = op_alloc_zero(1, sizeof *t->maps);
-    if (!t->maps)
-        return op_error_set(e, OP_ERR_NOMEM, "%s: out of memory", path);
-    op_status s = op_map_open(t->maps, path, e);
-    if (s)
-        return s;
-    t->n_maps = 1;
-    cursor c = {t->maps, 0, path, e};
+    cursor c = {bytes, 0, path, e};
     char magic[4];
     uint32_t version;
     uint64_t n_tensors, n_pairs;
-    s = take(&c, magic, sizeof magic, "the magic bytes");
+    op_status s = take(&c, magic, sizeof magic, "the magic bytes");
     if (!s && memcmp(magic, "GGUF", 4))
         s = op_error_set(e, OP_ERR_FORMAT, "%s: offset 0: expected the magic bytes \"GGUF\"", path);
     if (!s)

@@ -167,17 +167,9 @@ static op_status add_tensors(op_tensors *t, json_t *header, const op_map *m, siz
     return s;
 }
 
-static op_status read_file(op_tensors *t, const char *path, const json_t *chosen, const char *shard, op_error *e)
+static op_status parse_file(op_tensors *t, const op_map *m, const char *path, const json_t *chosen, const char *shard,
+                            op_error *e)
 {
-    op_map *grown = op_realloc(t->maps, (t->n_maps + 1) * sizeof *grown);
-    if (!grown)
-        return no_memory(path, e);
-    t->maps = grown;
-    op_map *m = &t->maps[t->n_maps];
-    op_status s = op_map_open(m, path, e);
-    if (s)
-        return s;
-    t->n_maps++;
     if (m->size < LENGTH_BYTES)
         return op_error_set(e, OP_ERR_FORMAT, "%s: found %zu bytes, expected at least %d", path, m->size, LENGTH_BYTES);
     uint64_t length;
@@ -194,7 +186,7 @@ static op_status read_file(op_tensors *t, const char *path, const json_t *chosen
     char where[OP_ERROR_MAX];
     snprintf(where, sizeof where, "%s: header", path);
     json_t *header;
-    s = op_json_parse(&header, text, length, where, e);
+    op_status s = op_json_parse(&header, text, length, where, e);
     if (s)
         return s;
     s = add_tensors(t, header, m, LENGTH_BYTES + length, chosen, shard, path, e);
@@ -212,10 +204,10 @@ static op_status index_names(op_tensors *t, const char *path, op_error *e)
     return OP_OK;
 }
 
-op_status op_safetensors_read(op_tensors *t, const char *path, op_error *e)
+op_status op_safetensors_parse(op_tensors *t, const op_map *bytes, const char *path, op_error *e)
 {
     t->format = OP_SAFETENSORS;
-    op_status s = read_file(t, path, NULL, NULL, e);
+    op_status s = parse_file(t, bytes, path, NULL, NULL, e);
     return s ? s : index_names(t, path, e);
 }
 
@@ -230,7 +222,10 @@ static op_status read_shard(op_tensors *t, const char *path, const json_t *map, 
     const char *slash = strrchr(path, '/');
     char *dir = slash ? op_strndup(path, (size_t)(slash - path) + 1) : op_strdup(".");
     char *file = dir ? op_path_join(dir, shard) : NULL;
-    op_status s = file ? read_file(t, file, map, shard, e) : no_memory(path, e);
+    const op_map *m;
+    op_status s = file ? op_tensors_map(t, file, &m, e) : no_memory(path, e);
+    if (!s)
+        s = parse_file(t, m, file, map, shard, e);
     op_free(dir);
     op_free(file);
     return s;

@@ -60,21 +60,32 @@ static bool ends_with(const char *s, const char *end)
     return n >= m && !strcmp(s + n - m, end);
 }
 
+op_status op_tensors_map(op_tensors *t, const char *path, const op_map **m, op_error *e)
+{
+    op_map *grown = op_realloc(t->maps, (t->n_maps + 1) * sizeof *grown);
+    if (!grown)
+        return op_error_set(e, OP_ERR_NOMEM, "%s: out of memory", path);
+    t->maps = grown;
+    *m = &t->maps[t->n_maps];
+    op_status s = op_map_open(&t->maps[t->n_maps], path, e);
+    t->n_maps += !s;
+    return s;
+}
+
+/* By content: the name says nothing that the first bytes do not. */
+static op_status parse(op_tensors *t, const op_map *m, const char *path, op_error *e)
+{
+    bool gguf = m->size >= 4 && !memcmp(m->data, "GGUF", 4);
+    return gguf || ends_with(path, ".gguf") ? op_gguf_parse(t, m, path, e) : op_safetensors_parse(t, m, path, e);
+}
+
 static op_status open_file(op_tensors *t, const char *path, op_error *e)
 {
     if (ends_with(path, ".json"))
         return op_safetensors_read_index(t, path, e);
-    if (ends_with(path, ".gguf"))
-        return op_gguf_read(t, path, e);
-    if (ends_with(path, ".safetensors"))
-        return op_safetensors_read(t, path, e);
-    op_map m;
-    op_status s = op_map_open(&m, path, e);
-    if (s)
-        return s;
-    bool gguf = m.size >= 4 && !memcmp(m.data, "GGUF", 4);
-    op_map_close(&m);
-    return gguf ? op_gguf_read(t, path, e) : op_safetensors_read(t, path, e);
+    const op_map *m;
+    op_status s = op_tensors_map(t, path, &m, e);
+    return s ? s : parse(t, m, path, e);
 }
 
 static op_status open_dir(op_tensors *t, const char *path, op_error *e)
@@ -94,20 +105,29 @@ static op_status open_dir(op_tensors *t, const char *path, op_error *e)
                         names[1], names[2]);
 }
 
+/* Takes over t, which is NULL when memory was out, and the status of filling it. */
+static op_status finish(op_tensors **out, op_tensors *t, op_status s)
+{
+    *out = s ? NULL : t;
+    if (s)
+        op_tensors_close(t);
+    return s;
+}
+
 op_status op_tensors_open(op_tensors **out, const char *path, op_error *e)
 {
-    *out = NULL;
     op_tensors *t = op_alloc_zero(1, sizeof *t);
     if (!t)
-        return op_error_set(e, OP_ERR_NOMEM, "%s: out of memory", path);
-    op_arena_init(&t->arena);
-    op_status s = op_path_is_dir(path) ? open_dir(t, path, e) : open_file(t, path, e);
-    if (s) {
-        op_tensors_close(t);
-        return s;
-    }
-    *out = t;
-    return OP_OK;
+        return finish(out, t, op_error_set(e, OP_ERR_NOMEM, "%s: out of memory", path));
+    return finish(out, t, op_path_is_dir(path) ? open_dir(t, path, e) : open_file(t, path, e));
+}
+
+op_status op_tensors_parse(op_tensors **out, const void *bytes, size_t n, const char *name, op_error *e)
+{
+    op_tensors *t = op_alloc_zero(1, sizeof *t);
+    if (!t)
+        return finish(out, t, op_error_set(e, OP_ERR_NOMEM, "%s: out of memory", name));
+    return finish(out, t, parse(t, &(op_map){bytes, n}, name, e));
 }
 
 void op_tensors_close(op_tensors *t)

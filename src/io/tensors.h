@@ -54,10 +54,17 @@ struct op_tensors {
     op_index keys;
 };
 
-/* Both fill an empty *t, and leave what they made in it on failure: op_tensors_close frees it. */
-op_status op_safetensors_read(op_tensors *t, const char *path, op_error *e);       /* one file */
+/* These fill an empty *t, and leave what they made in it on failure: op_tensors_close frees it. The bytes of a file are
+ * borrowed for t's life; `path` is its name in messages. */
+op_status op_safetensors_parse(op_tensors *t, const op_map *bytes, const char *path, op_error *e);
 op_status op_safetensors_read_index(op_tensors *t, const char *path, op_error *e); /* *.safetensors.index.json */
-op_status op_gguf_read(op_tensors *t, const char *path, op_error *e);
+op_status op_gguf_parse(op_tensors *t, const op_map *bytes, const char *path, op_error *e);
+
+/* Maps one more file, for t's life. *m is borrowed and good until the next call. */
+op_status op_tensors_map(op_tensors *t, const char *path, const op_map **m, op_error *e);
+
+/* op_tensors_open for bytes that the caller keeps until op_tensors_close. */
+op_status op_tensors_parse(op_tensors **out, const void *bytes, size_t n, const char *name, op_error *e);
 
 /* A copy of s[n] with a final 0, in t's arena. */
 char *op_tensors_copy(op_tensors *t, const char *s, size_t n);
