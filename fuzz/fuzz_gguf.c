@@ -1,0 +1,8 @@
+/* The bytes of a .gguf file. */
+#include "fuzz_tensors.h"
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
+{
+    parse_and_read(data, n, "x.gguf");
+    return 0;
+}
