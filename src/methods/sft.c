@@ -53,7 +53,7 @@ const op_option op_sft_table[] = {
     {"dtype", OP_OPTION_CHOICE, AT(dtype), "auto", 0, 0, "auto|f32|bf16", "type of activations and products; auto: bf16 where the processor multiplies it"},
     {"backend", OP_OPTION_STRING, AT(backend), NULL, 0, 0, NULL, "\"cpu\", or \"ref\" for plain C"},
     {"threads", OP_OPTION_INT, AT(threads), "0", 0, 4096, NULL, "0: one a core"},
-    {"block_tokens", OP_OPTION_INT, AT(block_tokens), "2048", 1, 1 << 24, NULL, "tokens of a micro-batch: decides memory, not the result"},
+    {"block_tokens", OP_OPTION_INT, AT(block_tokens), "512", 1, 1 << 24, NULL, "tokens of a micro-batch: decides memory, not the result"},
     {"share_prefix", OP_OPTION_INT, AT(share_prefix), "16", 0, 1 << 24, NULL, "examples of a micro-batch that begin with this many equal tokens compute them once; 0: never"},
     {"recompute|gradient_checkpointing", OP_OPTION_BOOL, AT(recompute), "false", 0, 0, NULL, "keep only the input of each layer and compute the rest again: less memory, more time"},
     {"seed", OP_OPTION_INT, AT(seed), "1", 0, 0, NULL, "of the held-out split, the order of the data, the adapter and dropout"},
