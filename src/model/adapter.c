@@ -23,6 +23,15 @@ static const char *target_name(const op_model *m, int t)
     return m->config.family == OP_GPT2 ? gpt2_names[t] : target_names[t];
 }
 
+/* The targets that the family has: GPT-2's Q stands for Q, K and V, and it has no gate. */
+static unsigned known_targets(const op_model *m, unsigned targets)
+{
+    for (int t = 0; t < OP_TARGET_COUNT; t++)
+        if (!target_name(m, t))
+            targets &= ~(1u << t);
+    return targets;
+}
+
 static void peft_name(const op_model *m, int32_t layer, int t, char side, char name[128])
 {
     bool gpt2 = m->config.family == OP_GPT2;
@@ -215,7 +224,8 @@ op_status op_model_adapter_load(op_model *m, const char *dir, int32_t *id, op_er
     if (!s && !(s = op_json_read(&json, config, e)) && !(s = read_options(&o, m, json, config, e))) {
         /* Training an adapter goes on from the one that is loaded, if it has the same shape. */
         op_adapter *first = m->options.trainable == OP_TRAIN_ADAPTER ? &m->adapters[0] : NULL;
-        bool same = first && first->options.rank == o.rank && first->options.targets == o.targets;
+        bool same = first && first->options.rank == o.rank &&
+                    known_targets(m, first->options.targets) == known_targets(m, o.targets);
         if (same)
             *id = 0;
         else
@@ -233,7 +243,7 @@ static op_status write_config(const op_model *m, const op_adapter *a, const char
 {
     json_t *modules = json_array();
     for (int t = 0; t < OP_TARGET_COUNT; t++)
-        if ((a->options.targets >> t & 1) && target_name(m, t))
+        if (known_targets(m, a->options.targets) >> t & 1)
             json_array_append_new(modules, json_string(target_name(m, t)));
     json_t *j = json_pack("{ss ss ss si sf sf so ss ss sb sb sb}", "peft_type", "LORA", "task_type", "CAUSAL_LM",
                           "base_model_name_or_path", base, "r", a->options.rank, "lora_alpha", (double)a->options.alpha,

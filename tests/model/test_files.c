@@ -124,7 +124,7 @@ static void a_broken_model_is_refused_with_the_reason(void **state)
     static const struct {
         const char *config, *says;
     } bad[] = {
-        {"[]", "object"},
+        {"[]", "model_type"},
         {"{\"model_type\": \"bert\"}", "model_type \"bert\""},
         {"{\"model_type\": \"llama\", \"vocab_size\": 61}", "hidden_size"},
         {"{\"model_type\": \"llama\", \"vocab_size\": \"61\"}", "vocab_size"},
