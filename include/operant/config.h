@@ -35,12 +35,13 @@ typedef struct op_option {
 op_status op_config_init(void *settings, const op_option *table, op_error *e);
 void op_config_release(void *settings, const op_option *table); /* frees strings, sets them to NULL */
 
-/* Reads YAML. Errors name the file, the line, the key, the value found and what was expected. */
+/* Reads YAML (at most 1 MiB; anchors, aliases, tags and a setting given twice are errors). null unsets strings and lists, and is
+ * no number. Fields read before an error keep what was read. Errors name the file, the line, the key, the value found and what was expected. */
 op_status op_config_load(void *settings, const op_option *table, const char *path, op_error *e);
 op_status op_config_parse(void *settings, const op_option *table, const char *yaml, size_t n, const char *name,
                           op_error *e);
 
-/* Sets one field from "key=value". */
+/* Sets one field from "key=value"; the value null unsets. A field that cannot be set keeps its value. */
 op_status op_config_set(void *settings, const op_option *table, const char *assignment, op_error *e);
 
 /* Appends the resolved settings as YAML, or the table as help text (key, default, range, help). */

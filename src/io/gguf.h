@@ -1,7 +1,7 @@
 /* io/gguf.h: writing GGUF v3 (reading: operant/tensors.h).
  *
  * Lifecycle: new, put keys and add tensors in any order, save, free. Alignment 32. Tensor types are those that can be read;
- * from floats F32, F16, BF16 and Q8_0. Keys and tensor names are printable ASCII, names shorter than 64 bytes (llama.cpp's limit). */
+ * from floats F32, F16, BF16 and Q8_0. Keys and tensor names are printable ASCII, names at most 63 bytes (llama.cpp's limit). */
 #ifndef OP_IO_GGUF_H
 #define OP_IO_GGUF_H
 

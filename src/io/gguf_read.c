@@ -267,8 +267,8 @@ static op_status place_tensors(cursor *c, op_tensors *t, const uint64_t *offsets
             return op_error_set(c->e, OP_ERR_FORMAT, "%s: tensor \"%s\": found offset %llu, expected a multiple of %llu", c->path,
                                 x->name, (unsigned long long)offsets[i], (unsigned long long)align);
         if (x->bytes > room || offsets[i] > room - x->bytes)
-            return op_error_set(c->e, OP_ERR_FORMAT,
-                                "%s: tensor \"%s\": %zu bytes from offset %llu: out of range: the data at offset %zu have %zu bytes",
+            return op_error_set(c->e, OP_ERR_FORMAT, "%s: tensor \"%s\": %zu bytes from offset %llu: out of range: "
+                                "the data at offset %zu have %zu bytes",
                                 c->path, x->name, x->bytes, (unsigned long long)offsets[i], base, room);
         x->data = x->bytes ? c->map->data + base + offsets[i] : c->map->data;
     }
@@ -284,7 +284,8 @@ static op_status take_tensors(cursor *c, op_tensors *t, size_t n)
         size_t begin = c->at;
         s = take_tensor(c, t, &t->tensors[i], &offsets[i]);
         if (!s && !op_index_add(&t->index, t->tensors[i].name, (uint32_t)i))
-            s = op_error_set(c->e, OP_ERR_FORMAT, "%s: offset %zu: tensor \"%s\" is there twice", c->path, begin, t->tensors[i].name);
+            s = op_error_set(c->e, OP_ERR_FORMAT, "%s: offset %zu: tensor \"%s\" is there twice", c->path, begin,
+                             t->tensors[i].name);
     }
     if (!s) {
         t->n = n;
@@ -305,7 +306,8 @@ static op_status take_pairs(cursor *c, op_tensors *t, size_t n)
         size_t begin = c->at;
         s = take_pair(c, t, &t->pairs[i]);
         if (!s && !op_index_add(&t->keys, t->pairs[i].key, (uint32_t)i))
-            s = op_error_set(c->e, OP_ERR_FORMAT, "%s: offset %zu: key \"%s\" is there twice", c->path, begin, t->pairs[i].key);
+            s = op_error_set(c->e, OP_ERR_FORMAT, "%s: offset %zu: key \"%s\" is there twice", c->path, begin,
+                             t->pairs[i].key);
     }
     return s;
 }

@@ -201,11 +201,13 @@ static op_status add_entries(const op_gguf_writer *w, op_buf *out, const char *p
             break;
         uint64_t length = strlen(t->name);
         if (!is_printable(t->name) || length > NAME_BYTES)
-            s = op_error_set(e, OP_ERR_ARG, "%s: tensor \"%s\": expected a name of at most %d printable bytes", path, t->name, NAME_BYTES);
+            s = op_error_set(e, OP_ERR_ARG, "%s: tensor \"%s\": expected a name of at most %d printable bytes", path, t->name,
+                             NAME_BYTES);
         else if (!op_index_add(&names, t->name, 0))
             s = op_error_set(e, OP_ERR_ARG, "%s: tensor \"%s\" is there twice", path, t->name);
         else if (!op_gguf_tensor_type(t->dtype, &type))
-            s = op_error_set(e, OP_ERR_UNSUPPORTED, "%s: tensor \"%s\": GGUF has no type %s", path, t->name, op_dtype_name(t->dtype));
+            s = op_error_set(e, OP_ERR_UNSUPPORTED, "%s: tensor \"%s\": GGUF has no type %s", path, t->name,
+                             op_dtype_name(t->dtype));
         if (s)
             break;
         bool ok = !op_buf_add(out, &length, sizeof length) && !op_buf_add(out, t->name, length) &&

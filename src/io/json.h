@@ -1,7 +1,7 @@
 /* io/json.h: JSON as jansson's values, with limits and with errors that say where.
  *
- * Duplicate keys are refused, keys keep their order, integers beyond 64 bits become reals (tokenizer_config.json has them). All of jansson's memory comes
- * from op_alloc. In messages, `name` is the file or other source of the bytes. */
+ * Duplicate keys are refused, keys keep their order, integers beyond 64 bits become reals (tokenizer_config.json has
+ * them). All of jansson's memory comes from op_alloc. In messages, `name` is the file or other source of the bytes. */
 #ifndef OP_IO_JSON_H
 #define OP_IO_JSON_H
 

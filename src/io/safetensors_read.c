@@ -75,8 +75,8 @@ static op_status read_entry(op_tensor *t, json_t *entry, size_t base, size_t roo
         return op_error_set(e, OP_ERR_FORMAT, "%s: data_offsets: expected two integers", where);
     int64_t from = json_integer_value(begin), to = json_integer_value(end);
     if (from < 0 || to < from || (uint64_t)to > room)
-        return op_error_set(e, OP_ERR_FORMAT, "%s: data_offsets: found %lld to %lld, out of range: the data at offset %zu have %zu bytes",
-                            where, (long long)from, (long long)to, base, room);
+        return op_error_set(e, OP_ERR_FORMAT, "%s: data_offsets: found %lld to %lld, out of range: "
+                            "the data at offset %zu have %zu bytes", where, (long long)from, (long long)to, base, room);
     if ((size_t)(to - from) != t->bytes)
         return op_error_set(e, OP_ERR_FORMAT, "%s: offset %zu: found %lld bytes, expected %zu for its shape and dtype", where,
                             base + (size_t)from, (long long)(to - from), t->bytes);
@@ -249,7 +249,8 @@ op_status op_safetensors_read_index(op_tensors *t, const char *path, op_error *e
         json_object_foreach(map, name, home) {
             shard = json_string_value(home);
             if (!shard || !is_plain_name(shard) || strlen(shard) != json_string_length(home))
-                s = op_error_set(e, OP_ERR_FORMAT, "%s: weight_map: tensor \"%s\": expected the name of a file beside the index", path, name);
+                s = op_error_set(e, OP_ERR_FORMAT, "%s: weight_map: tensor \"%s\": expected the name of a file beside the index",
+                                 path, name);
             else if (!json_object_get(shards, shard))
                 s = json_object_set_new(shards, shard, json_true()) ? no_memory(path, e)
                                                                     : read_shard(t, path, map, shard, e);

@@ -94,7 +94,8 @@ static void a_file_shorter_than_a_length_is_refused(void **state)
 static void scalars_and_empty_tensors_are_read(void **state)
 {
     (void)state;
-    const char *header = "{\"s\":" F32("[]", 0, 4) ",\"none\":" F32("[0,7]", 4, 4) ",\"i\":{\"dtype\":\"BOOL\",\"shape\":[2],\"data_offsets\":[4,6]}}  ";
+    const char *header = "{\"s\":" F32("[]", 0, 4) ",\"none\":" F32("[0,7]", 4, 4)
+                         ",\"i\":{\"dtype\":\"BOOL\",\"shape\":[2],\"data_offsets\":[4,6]}}  ";
     op_tensors *t;
     op_error e;
     assert_int_equal(op_tensors_open(&t, put(header, strlen(header), 6), &e), OP_OK);
