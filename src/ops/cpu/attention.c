@@ -471,69 +471,99 @@ static op_status attention_backward(const op_attention *a, const void *qkv, cons
 
 /* ---- generation ---- */
 
-/* One row and one key-value head. Every sum runs over the keys in order, so that the result is the same however the cache
- * is cut into segments. P[heads, keys] holds the scores; O[heads, D] the sums. */
-static void cached_task(const op_cached_attention *a, int heads, int r, int g, const act *q, const act *k,
-                        const act *v, act *out, float *scratch)
+static inline float sum_lanes(vec v)
 {
-    int D = a->D, n = 0, keys = 0, ldo = round_up(D, 16);
+#if defined(__AVX512F__)
+    typedef float half __attribute__((vector_size(32)));
+    half w = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
+             __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+#else
+    vec w = v;
+#endif
+    typedef float quarter __attribute__((vector_size(16)));
+#if defined(__AVX__)
+    quarter x = __builtin_shufflevector(w, w, 0, 1, 2, 3) + __builtin_shufflevector(w, w, 4, 5, 6, 7);
+#else
+    quarter x = w;
+#endif
+    return (x[0] + x[2]) + (x[1] + x[3]);
+}
+
+/* n a multiple of LANES */
+static inline float dot(int n, const float *a, const float *b)
+{
+    vec sum = {0};
+    for (int i = 0; i < n; i += LANES)
+        sum += *(const vec *)(a + i) * *(const vec *)(b + i);
+    return sum_lanes(sum);
+}
+
+/* The cache rows that row r sees, in order; returns how many. */
+static int visible_keys(const op_cached_attention *a, int r, int32_t *key)
+{
+    int n = 0;
     for (int e = a->first_seg[r]; e < a->first_seg[r + 1]; e++)
-        keys += a->seg[e].length;
-    float *Q = scratch, *O = Q + heads * ldo, *row = O + heads * ldo, *P = row + ldo;
-    load(heads, D, a->scale, q + (size_t)r * a->ldq + (size_t)g * heads * D, (size_t)D, Q, (size_t)ldo);
-    memset(O, 0, (size_t)heads * ldo * sizeof *O);
-    for (int e = a->first_seg[r]; e < a->first_seg[r + 1]; e++)
-        for (int j = a->seg[e].start; j < a->seg[e].start + a->seg[e].length; j++, n++) {
-            bool hidden = a->window && a->key_position[j] <= a->position[r] - a->window;
-            if (!hidden)
-                load(1, D, 1, k + (size_t)j * a->ldkv + (size_t)g * D, 0, row, 0);
-            for (int h = 0; h < heads; h++) {
-                float sum = 0;
-#pragma omp simd reduction(+ : sum)
-                for (int d = 0; d < D; d++)
-                    sum += Q[h * ldo + d] * row[d];
-                P[(size_t)h * keys + n] = hidden ? -INFINITY : sum;
-            }
-        }
-    for (int h = 0; h < heads; h++) {
-        float highest = -INFINITY, sum = 0;
-        softmax_step(keys, P + (size_t)h * keys, &highest, &sum);
-        float share = sum > 0 ? 1 / sum : 0;
-        for (int j = 0; j < keys; j++)
-            P[(size_t)h * keys + j] *= share;
+        for (int j = a->seg[e].start; j < a->seg[e].start + a->seg[e].length; j++)
+            if (a->window == 0 || a->key_position[j] > a->position[r] - a->window)
+                key[n++] = j;
+    return n;
+}
+
+static size_t cached_floats(int heads, int ld, int keys)
+{
+    return ((size_t)heads * (2 * (size_t)ld + (size_t)keys) + BK * (size_t)ld + (size_t)keys + 15) / 16 * 16;
+}
+
+/* One row and one key-value head. Sums run over the keys one by one, whatever tile they are in, so that the result is the
+ * same however the cache is cut into segments. P[heads, keys] holds scores, then weights; O[heads, ld] the sums. */
+static void cached_task(const op_cached_attention *a, int keys, int r, int g, const act *q, const act *k, const act *v,
+                        act *out, float *scratch)
+{
+    int D = a->D, ld = round_up(D, 16), heads = a->H / a->G;
+    float *Q = scratch, *O = Q + heads * ld, *V = O + heads * ld, *P = V + BK * ld;
+    int32_t *key = (int32_t *)(P + (size_t)heads * keys);
+    int n = visible_keys(a, r, key);
+    memset(Q, 0, (size_t)(heads * 2 + BK) * ld * sizeof *Q); /* dots run over the padding */
+    load(heads, D, a->scale, q + (size_t)r * a->ldq + (size_t)g * heads * D, (size_t)D, Q, (size_t)ld);
+    for (int j = 0; j < n; j++) {
+        load(1, D, 1, k + (size_t)key[j] * a->ldkv + (size_t)g * D, 0, V, 0);
+        for (int h = 0; h < heads; h++)
+            P[(size_t)h * keys + j] = dot(ld, Q + h * ld, V);
     }
-    n = 0;
-    for (int e = a->first_seg[r]; e < a->first_seg[r + 1]; e++)
-        for (int j = a->seg[e].start; j < a->seg[e].start + a->seg[e].length; j++, n++) {
-            if (P[n] == 0 && a->window && a->key_position[j] <= a->position[r] - a->window)
-                continue;
-            load(1, D, 1, v + (size_t)j * a->ldkv + (size_t)g * D, 0, row, 0);
-            for (int h = 0; h < heads; h++) {
-                float p = P[(size_t)h * keys + n];
-#pragma omp simd
-                for (int d = 0; d < D; d++)
-                    O[h * ldo + d] += p * row[d];
-            }
-        }
-    store(heads, D, 1, O, (size_t)ldo, out + ((size_t)r * a->H + (size_t)g * heads) * D, (size_t)D);
+    for (int h = 0; h < heads; h++) {
+        float highest = -INFINITY, sum = 0, *p = P + (size_t)h * keys;
+        softmax_step(n, p, &highest, &sum);
+        float share = sum > 0 ? 1 / sum : 0;
+        for (int j = 0; j < n; j++)
+            p[j] *= share;
+    }
+    for (int j0 = 0; j0 < n; j0 += BK) {
+        int count = min(n - j0, BK);
+        for (int j = 0; j < count; j++)
+            load(1, D, 1, v + (size_t)key[j0 + j] * a->ldkv + (size_t)g * D, 0, V + j * ld, 0);
+        for (int h = 0; h < heads; h += GROUP)
+            rows(min(heads - h, GROUP), D, count, P + (size_t)h * keys + j0, (size_t)keys, 1, V, (size_t)ld,
+                 O + h * ld, (size_t)ld, true);
+    }
+    store(heads, D, 1, O, (size_t)ld, out + ((size_t)r * a->H + (size_t)g * heads) * D, (size_t)D);
 }
 
 static op_status attention_cached(const op_cached_attention *a, const void *q, const void *k, const void *v, void *out)
 {
-    int heads = a->H / a->G, ldo = round_up(a->D, 16), most = 0;
+    int most = 0;
     for (int r = 0; r < a->R; r++) {
         int keys = 0;
         for (int e = a->first_seg[r]; e < a->first_seg[r + 1]; e++)
             keys += a->seg[e].length;
         most = max(most, keys);
     }
-    size_t floats = ((size_t)heads * (2 * (size_t)ldo + (size_t)most) + (size_t)ldo + 15) / 16 * 16;
+    size_t floats = cached_floats(a->H / a->G, round_up(a->D, 16), most);
     float *scratch = op_cpu_scratch(OP_SCRATCH_TILES, (size_t)omp_get_max_threads() * floats * sizeof *scratch);
     if (!scratch)
         return OP_ERR_NOMEM;
 #pragma omp parallel for schedule(dynamic)
     for (int task = 0; task < a->R * a->G; task++)
-        cached_task(a, heads, task / a->G, task % a->G, q, k, v, out, scratch + omp_get_thread_num() * floats);
+        cached_task(a, most, task / a->G, task % a->G, q, k, v, out, scratch + omp_get_thread_num() * floats);
     return OP_OK;
 }
 
