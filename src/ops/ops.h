@@ -85,7 +85,9 @@ typedef struct op_ops {
     void (*weight_free)(op_weight *W);
     bool keeps_f32; /* true: f32 backends multiply with the caller's w itself, which must outlive the handle */
 
-    /* y[M, N] = x[M, K] W^T + bias[N]; bias may be NULL; y's type by `out`. x, y contiguous. */
+    /* y[M, N] = x[M, K] W^T + bias[N]; bias may be NULL; y's type by `out`. x, y contiguous. For one M <= 512 a row of y has the
+     * same bits wherever it stands and whatever the other rows hold, if op_ops_product_isa() is avx512_core or better (below,
+     * the last place may differ). cpu runs blocks of 512 rows and the rest, each with the kernel of its row count. */
     op_status (*matmul)(const op_weight *W, int M, const void *x, const float *bias, op_out out, void *y);
     /* dx[M, K] = dy[M, N] W */
     op_status (*matmul_dx)(const op_weight *W, int M, const void *dy, op_out out, void *dx);
