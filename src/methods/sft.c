@@ -14,6 +14,7 @@
 #include "base/mem.h"
 #include "base/rng.h"
 #include "io/file.h"
+#include "io/json.h"
 #include "ops/ops.h"
 
 enum { METHOD_FULL, METHOD_LORA };
@@ -117,6 +118,18 @@ static op_status parse_targets(const char *list, unsigned *targets, op_error *e)
     return *targets ? OP_OK : op_error_set(e, OP_ERR_ARG, "key \"lora.target_modules\": found no module, expected one or more");
 }
 
+/* A model given as an adapter over a base: training an adapter goes on from it, training everything first folds it in. */
+static op_status use_given_adapters(op_model *m, int method, op_error *e)
+{
+    op_status status = OP_OK;
+    int32_t n = op_model_adapter_count(m);
+    if (method == METHOD_LORA && n != 1)
+        return op_error_set(e, OP_ERR_MISMATCH, "the adapter to go on from has another rank or other modules than the settings under \"lora\"");
+    for (int32_t i = 0; !status && method == METHOD_FULL && i < n; i++)
+        status = op_model_adapter_merge(m, i, e);
+    return status;
+}
+
 static op_status open_model(sft *s, op_error *e)
 {
     const op_sft_options *o = s->o;
@@ -128,6 +141,8 @@ static op_status open_model(sft *s, op_error *e)
     op_status status = o->method == METHOD_LORA ? parse_targets(o->lora_target_modules, &how.lora.targets, e) : OP_OK;
     if (!status)
         status = op_model_open(&s->model, o->model, &how, e);
+    if (!status)
+        status = use_given_adapters(s->model, o->method, e);
     if (!status)
         status = op_tokenizer_open(&s->tokenizer, o->model, e);
     const char *source = status ? NULL : op_tokenizer_chat_template(s->tokenizer);
@@ -275,21 +290,48 @@ static op_status remove_file(const char *dir, const char *name, op_error *e)
     return status;
 }
 
+/* The path of the weights under an adapter: the model itself or, if that is an adapter, its base. */
+static op_status find_base(const char *model, char base[PATH_MAX], op_error *e)
+{
+    char *config = op_path_join(model, "adapter_config.json"), *near = NULL;
+    json_t *json = NULL;
+    const char *path = model;
+    op_status status = config ? OP_OK : no_memory(e);
+    if (!status && op_path_exists(config)) {
+        status = op_json_read(&json, config, e);
+        if (!status)
+            status = op_json_get_string(json, "base_model_name_or_path", true, &path, config, e);
+        if (!status && !op_path_exists(path)) {
+            path = near = op_path_join(model, path);
+            status = near ? OP_OK : no_memory(e);
+        }
+    }
+    if (!status && !realpath(path, base))
+        status = op_error_set(e, OP_ERR_IO, "cannot find the base model \"%s\"", path);
+    op_free(config);
+    op_free(near);
+    json_decref(json);
+    return status;
+}
+
+static op_status save_adapter(const sft *s, const char *dir, op_error *e)
+{
+    char base[PATH_MAX];
+    op_status status = find_base(s->o->model, base, e);
+    return status ? status : op_model_adapter_save(s->model, 0, dir, base, e);
+}
+
 /* A directory is a model or an adapter: what an earlier run of the other method left must not be found first. */
 static op_status save_result(const sft *s, op_error *e)
 {
     static const op_dtype dtypes[] = {OP_BF16, OP_F32, OP_F16};
     const char *dir = s->o->output_dir;
     bool lora = s->o->method == METHOD_LORA;
-    char base[PATH_MAX];
-    if (!realpath(s->o->model, base))
-        strcpy(base, strlen(s->o->model) < sizeof base ? s->o->model : "");
     op_status status = remove_file(dir, lora ? "config.json" : "adapter_config.json", e);
     if (!status)
         status = remove_file(dir, lora ? "model.safetensors" : "adapter_model.safetensors", e);
     if (!status)
-        status = lora ? op_model_adapter_save(s->model, 0, dir, base, e)
-                      : op_model_save(s->model, dir, dtypes[s->o->save_dtype], e);
+        status = lora ? save_adapter(s, dir, e) : op_model_save(s->model, dir, dtypes[s->o->save_dtype], e);
     return status ? status : op_tokenizer_save(s->tokenizer, dir, e);
 }
 

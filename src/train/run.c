@@ -7,6 +7,7 @@
 #include <time.h>
 
 #include <sodium.h>
+#include <zlib.h>
 
 #include "base/hash.h"
 #include "base/mem.h"
@@ -78,19 +79,29 @@ static void data_hash(const run *r, char hex[OP_HASH_HEX])
     sodium_bin2hex(hex, OP_HASH_HEX, digest, sizeof digest);
 }
 
+/* The values that an adapter starts from; those of a whole model have the model's hash. */
+static void start_hash(const run *r, char hex[OP_HASH_HEX])
+{
+    op_params p = op_model_params(r->model);
+    op_hash(p.values, op_model_get_options(r->model)->trainable == OP_TRAIN_ADAPTER ? p.n * sizeof *p.values : 0, hex);
+}
+
 /* The caller's settings, and what the caller could get wrong: the tokens themselves, the base weights and what "auto" meant. */
 static op_status make_identity(run *r, op_error *e)
 {
-    char data[OP_HASH_HEX], model[OP_HASH_HEX];
+    char data[OP_HASH_HEX], model[OP_HASH_HEX], start[OP_HASH_HEX];
     op_status status = op_model_hash(r->model, model, e);
     if (status)
         return status;
     data_hash(r, data);
+    start_hash(r, start);
+    const char *const ours[][2] = {{"the training data with hash", data}, {"the base model with hash", model},
+                                   {"the first adapter with hash", start},
+                                   {"dtype", op_dtype_name(op_model_get_options(r->model)->act)}};
     r->identity = r->o->identity ? json_copy(r->o->identity) : json_object();
-    if (!r->identity || json_object_set_new(r->identity, "the training data with hash", json_string(data)) ||
-        json_object_set_new(r->identity, "the base model with hash", json_string(model)) ||
-        json_object_set_new(r->identity, "dtype", json_string(op_dtype_name(op_model_get_options(r->model)->act))))
-        return no_memory(e);
+    for (size_t i = 0; i < sizeof ours / sizeof *ours; i++)
+        if (!r->identity || json_object_set_new(r->identity, ours[i][0], json_string(ours[i][1])))
+            return no_memory(e);
     return OP_OK;
 }
 
@@ -107,7 +118,8 @@ static op_status write_environment(const run *r, op_error *e)
     const op_model_options *m = op_model_get_options(r->model);
     char *path = op_path_join(r->o->dir, "env.json");
     json_t *root = json_pack(
-        "{ss ss ss ss ss ss si sI sI sI sI sO}", "operant", OPERANT_VERSION, "compiler", __VERSION__, "simd", op_ops_simd(),
+        "{ss ss s{ss ss ss} ss ss ss ss si sI sI sI sI sO}", "operant", OPERANT_VERSION, "compiler", __VERSION__, "libraries",
+        "jansson", JANSSON_VERSION, "libsodium", sodium_version_string(), "zlib", zlibVersion(), "simd", op_ops_simd(),
         "product_isa", op_ops_product_isa(), "backend", m->backend ? m->backend : "cpu", "dtype", op_dtype_name(m->act), "threads",
         op_threads(), "seed", (json_int_t)r->o->seed, "items", (json_int_t)r->n, "held_out_items", (json_int_t)r->n_held,
         "parameters_trained", (json_int_t)op_model_params(r->model).n, "identity", r->identity);
