@@ -104,10 +104,15 @@ static op_status nfc_segment(op_normal *out, const op_normal *x, size_t i, size_
     op_status s = n < 0 || n > (utf8proc_ssize_t)cap ? OP_ERR_NOMEM : OP_OK;
     if (!s)
         n = utf8proc_normalize_utf32(points, n, UTF8PROC_STABLE | UTF8PROC_COMPOSE);
+    size_t first = out->n;
     for (utf8proc_ssize_t k = 0; !s && k < n; k++) {
         char bytes[4];
         unsigned length = op_utf8_put((uint32_t)points[k], bytes);
         s = add(out, bytes, length, x->from[i], x->to[j - 1]);
+    }
+    if (!s && out->n - first == j - i && memcmp(out->bytes + first, x->bytes + i, j - i) == 0) {
+        out->n = first; /* nothing changed: every byte keeps its own place */
+        s = copy(out, x, i, j);
     }
     if (points != stack)
         op_free(points);

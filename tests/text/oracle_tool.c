@@ -3,13 +3,14 @@
  *   oracle_tool encode MODEL FILE...   FILE holds JSON lines {"text": ...}: one line of ids per line, then of offsets
  *   oracle_tool decode MODEL FILE      JSON lines {"ids": [...]}: a JSON string per line
  *   oracle_tool speed MODEL FILE       MB/s of encoding FILE line by line, and tokens
- *   oracle_tool render TEMPLATE FILE   JSON lines of variables: a JSON string, or {"error": ...}, per line
+ *   oracle_tool render - FILE          JSON lines {"template", "vars"}: a JSON string, or {"error": ...}, per line
  *   oracle_tool chat MODEL FILE        JSON lines {"messages", "tools"?, "generate"?}: ids, turns and text */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
+#include <operant/chat.h>
 #include <operant/jsonl.h>
 #include <operant/tokenizer.h>
 
@@ -32,7 +33,7 @@ static void die(const op_error *e)
 static void print_string(const char *s, size_t n)
 {
     json_t *value = json_stringn(s, n);
-    json_dumpf(value, stdout, JSON_ENCODE_ANY | JSON_COMPACT);
+    json_dumpf(value, stdout, JSON_ENCODE_ANY | JSON_COMPACT | JSON_ENSURE_ASCII);
     putchar('\n');
     json_decref(value);
 }
@@ -72,6 +73,28 @@ static op_status decode_line(void *ctx, json_t *object, int line, op_error *e)
     return s;
 }
 
+static op_status render_line(void *ctx, json_t *object, int line, op_error *e)
+{
+    (void)line;
+    context *c = ctx;
+    op_buf_clear(&c->text);
+    const json_t *source = json_object_get(object, "template");
+    op_template *own = NULL;
+    op_status s = op_template_parse(&own, json_string_value(source), json_string_length(source), e);
+    if (!s)
+        s = op_template_render(own, json_object_get(object, "vars"), &c->text, e);
+    op_template_free(own);
+    if (s) {
+        json_t *error = json_pack("{s:s}", "error", e->message);
+        json_dumpf(error, stdout, JSON_COMPACT | JSON_ENSURE_ASCII);
+        putchar('\n');
+        json_decref(error);
+    } else {
+        print_string(c->text.data ? c->text.data : "", c->text.len);
+    }
+    return OP_OK;
+}
+
 static double now(void)
 {
     struct timespec t;
@@ -109,11 +132,18 @@ int main(int argc, char **argv)
         fprintf(stderr, "usage: oracle_tool encode|decode|speed|render|chat MODEL FILE\n");
         return 2;
     }
-    op_error e;
+    op_error e = {0};
     context c = {.flags = OP_ENCODE_SPECIAL};
     op_buf_init(&c.text, 1 << 28);
     op_status s = OP_OK;
     double start = now();
+    if (strcmp(argv[1], "render") == 0) {
+        s = op_json_lines(argv[3], render_line, &c, &e);
+        if (s)
+            die(&e);
+        op_buf_release(&c.text);
+        return 0;
+    }
     if ((s = op_tokenizer_open(&c.t, argv[2], &e)))
         die(&e);
     fprintf(stderr, "opened in %.3f s\n", now() - start);
