@@ -11,14 +11,8 @@
 
 #include <jansson.h>
 
+#include <operant/dtype.h>
 #include <operant/status.h>
-
-typedef enum op_dtype {
-    OP_F32, OP_F16, OP_BF16, OP_F64,
-    OP_Q4_0, OP_Q4_1, OP_Q5_0, OP_Q5_1, OP_Q8_0, OP_Q4_K, OP_Q5_K, OP_Q6_K, /* llama.cpp's blocks */
-    OP_I8, OP_I16, OP_I32, OP_I64, OP_U8, OP_U16, OP_U32, OP_U64, OP_BOOL,
-    OP_DTYPE_COUNT
-} op_dtype;
 
 const char *op_dtype_name(op_dtype t);             /* "F32", "Q4_1", ... */
 size_t op_dtype_block(op_dtype t);                 /* elements per block: 1, 32 or 256 */

@@ -17,8 +17,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include <operant/dtype.h>
 #include <operant/status.h>
-#include <operant/tensors.h>
 
 /* A weight matrix [N, K] prepared for products with activations. Owned by the caller, freed with weight_free. */
 typedef struct op_weight op_weight;
