@@ -24,13 +24,18 @@ op_status op_template_render(const op_template *t, json_t *vars, op_buf *out, op
 typedef struct op_chat {
     const op_tokenizer *tokenizer;
     const op_template *tmpl;
+    const char *date; /* what templates that print a date show; NULL: "26 Jul 2024" (the default of Llama's own), so that the
+                         ids of a data set do not depend on the day */
 } op_chat;
 
 /* Appends the ids of `messages` (a JSON array of {"role","content",...}) to *out. The text is encoded in pieces cut where an assistant
  * turn's words begin and after the token that ends it, so that training sees exactly the ids that generation starts from:
  * the prompt of a reply is always op_chat_encode(..., messages before it, true). turn[i] for each appended token is the index of the assistant message whose reply (words and
  * end-of-turn token) it belongs to, or -1 for context (header tokens such as "<|im_start|>assistant\n" are context). `turn` is a caller-owned growable array or NULL.
- * Byte offsets in *out refer to the rendered text, which is appended to *text when text is not NULL. `tools` may be NULL. */
+ * Byte offsets in *out refer to the rendered text, which is appended to *text when text is not NULL. `tools` may be NULL.
+ * The variables that the template sees are those of transformers, with documents = none. Where a template writes a turn
+ * differently once more turns follow (Qwen3 drops thoughts), the reply is found by the header that the generation prompt adds.
+ * On an error *out, *turns and *text are as they were. */
 typedef struct op_turns {
     int32_t *turn;
     size_t n, cap;

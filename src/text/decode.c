@@ -53,7 +53,7 @@ static op_status push_bytes(op_decoder *d, const char *bytes, size_t n, op_buf *
 
 op_status op_decoder_push(op_decoder *d, int32_t id, op_buf *out)
 {
-    if (id < 0 || id >= d->tokenizer->bytes.n || ((d->flags & OP_DECODE_SKIP_SPECIAL) && d->tokenizer->special[id]))
+    if (id < 0 || id >= d->tokenizer->bytes.n || ((d->flags & OP_DECODE_SKIP_SPECIAL) && d->tokenizer->special[id] == TOKEN_SPECIAL))
         return OP_OK;
     size_t n;
     const char *bytes = op_strings_get(&d->tokenizer->bytes, id, &n);

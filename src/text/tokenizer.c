@@ -203,8 +203,7 @@ op_status op_tokenizer_finish(op_tokenizer *t)
         const op_added *x = &t->added[i];
         size_t n;
         const char *text = op_strings_get(&t->texts, x->id, &n);
-        if (x->special)
-            t->special[x->id] = 1;
+        t->special[x->id] = x->special ? TOKEN_SPECIAL : t->special[x->id] ? t->special[x->id] : TOKEN_ADDED;
         if (!x->normalized) {
             s = op_trie_add(&t->raw, text, n, (int32_t)i);
             continue;
@@ -247,7 +246,7 @@ int32_t op_tokenizer_unk(const op_tokenizer *t)
 
 bool op_tokenizer_is_special(const op_tokenizer *t, int32_t id)
 {
-    return id >= 0 && id < t->texts.n && t->special[id];
+    return id >= 0 && id < t->texts.n && t->special[id] == TOKEN_SPECIAL;
 }
 
 int32_t op_tokenizer_find(const op_tokenizer *t, const char *token)

@@ -43,7 +43,9 @@ struct op_tokenizer {
     op_added *added;
     size_t n_added, added_cap;
     op_trie raw, normalized; /* added tokens found before and after normalisation */
-    unsigned char *special;  /* [vocabulary] 1: special */
+    unsigned char *special;  /* [vocabulary] 0, or one of: */
+#define TOKEN_SPECIAL 1      /* added and special */
+#define TOKEN_ADDED 2        /* added, plain text to a reader */
 
     op_normal_step normal[OP_STEPS_MAX]; /* the normalizer ... */
     int n_normal;

@@ -160,7 +160,7 @@ def compare(name, cases):
         errors += isinstance(want, dict)
         if got != want and not (isinstance(got, dict) and isinstance(want, dict)):
             differ += 1
-            if differ <= 5:
+            if differ <= 50:
                 shown = source if len(source) < 400 else "messages %s" % json.dumps(variables["messages"])[:300]
                 print("  %s\n   ours %s\n   want %s" % (shown, str(got)[:900] if isinstance(got, dict) else repr(got)[:900], repr(want)[:900]))
     print("%-50s %4d of %4d differ (%d are errors in both)" % (name, differ, len(cases), errors), flush=True)

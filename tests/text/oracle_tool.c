@@ -4,13 +4,14 @@
  *   oracle_tool decode MODEL FILE      JSON lines {"ids": [...]}: a JSON string per line
  *   oracle_tool speed MODEL FILE       MB/s of encoding FILE line by line, and tokens
  *   oracle_tool render - FILE          JSON lines {"template", "vars"}: a JSON string, or {"error": ...}, per line
- *   oracle_tool chat MODEL FILE        JSON lines {"messages", "tools"?, "generate"?}: ids, turns and text */
+ *   oracle_tool chat MODEL FILE        JSON lines {"messages", "tools"?, "generate"?}: id:turn of every token, per line
+ *   oracle_tool examples MODEL FILE    lines of a data set: every token with its weight */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
-#include <operant/chat.h>
+#include <operant/dataset.h>
 #include <operant/jsonl.h>
 #include <operant/tokenizer.h>
 
@@ -21,6 +22,7 @@ typedef struct context {
     op_tokenizer *t;
     op_tokens tokens;
     op_buf text;
+    op_template *tmpl;
     unsigned flags;
 } context;
 
@@ -95,6 +97,48 @@ static op_status render_line(void *ctx, json_t *object, int line, op_error *e)
     return OP_OK;
 }
 
+static op_status chat_line(void *ctx, json_t *object, int line, op_error *e)
+{
+    (void)line;
+    context *c = ctx;
+    op_chat chat = {.tokenizer = c->t, .tmpl = c->tmpl};
+    op_turns turns = {0};
+    op_tokens_clear(&c->tokens);
+    op_buf_clear(&c->text);
+    op_status s = op_chat_encode(&chat, json_object_get(object, "messages"), json_object_get(object, "tools"),
+                                 json_is_true(json_object_get(object, "generate")), &c->tokens, &turns, &c->text, e);
+    if (s) {
+        printf("error: %s\n", e->message);
+    } else {
+        for (size_t i = 0; i < c->tokens.n; i++)
+            printf("%d:%d ", c->tokens.ids[i], turns.turn[i]);
+        putchar('\n');
+    }
+    op_turns_release(&turns);
+    return OP_OK;
+}
+
+static op_status example_line(void *ctx, json_t *object, int line, op_error *e)
+{
+    context *c = ctx;
+    op_chat chat = {.tokenizer = c->t, .tmpl = c->tmpl};
+    op_example x;
+    char name[32];
+    snprintf(name, sizeof name, "line %d", line);
+    if (op_example_from_json(&x, object, &chat, NULL, name, e)) {
+        printf("error: %s\n", e->message);
+        return OP_OK;
+    }
+    for (int32_t i = 0; i < x.n; i++) {
+        size_t n;
+        const char *bytes = op_tokenizer_bytes(c->t, x.ids[i], &n);
+        printf("%.*s{%g} ", (int)n, bytes, (double)x.weights[i]);
+    }
+    putchar('\n');
+    op_example_release(&x);
+    return OP_OK;
+}
+
 static double now(void)
 {
     struct timespec t;
@@ -152,6 +196,12 @@ int main(int argc, char **argv)
     } else if (strcmp(argv[1], "decode") == 0) {
         c.flags = OP_DECODE_ALL;
         s = op_json_lines(argv[3], decode_line, &c, &e);
+    } else if (strcmp(argv[1], "chat") == 0 || strcmp(argv[1], "examples") == 0) {
+        const char *source = op_tokenizer_chat_template(c.t);
+        if (!source || op_template_parse(&c.tmpl, source, strlen(source), &e))
+            die(&e);
+        s = op_json_lines(argv[3], argv[1][0] == 'c' ? chat_line : example_line, &c, &e);
+        op_template_free(c.tmpl);
     } else if (strcmp(argv[1], "speed") == 0) {
         speed(&c, argv[3]);
     }

@@ -1,0 +1,231 @@
+#include <operant/chat.h>
+
+#include <string.h>
+
+#include "base/mem.h"
+#include "text/tokenizer_impl.h"
+
+#define DATE "26 Jul 2024"
+#define TEXT_MAX ((size_t)1 << 28)
+
+void op_turns_release(op_turns *t)
+{
+    op_free(t->turn);
+    *t = (op_turns){0};
+}
+
+/* The words of one assistant turn and the token that ends it: bytes begin..end-1 of the rendered text. */
+typedef struct reply {
+    size_t begin, end;
+    int32_t turn;
+} reply;
+
+typedef struct chat_job {
+    const op_chat *c;
+    json_t *messages, *tools;
+    op_error *e;
+    op_buf whole, prompt, partial;
+    op_tokens tokens; /* working memory */
+    reply *replies;
+    size_t n_replies;
+} chat_job;
+
+static op_status put_token(json_t *vars, const char *name, const op_tokenizer *t, int32_t id)
+{
+    size_t n;
+    const char *bytes = op_tokenizer_bytes(t, id, &n);
+    return id < 0 || json_object_set_new(vars, name, json_stringn(bytes, n)) == 0 ? OP_OK : OP_ERR_NOMEM;
+}
+
+/* Renders the first n messages. */
+static op_status render(const chat_job *x, size_t n, bool generation_prompt, op_buf *out)
+{
+    const op_tokenizer *t = x->c->tokenizer;
+    json_t *vars = json_object(), *some = json_array();
+    op_status s = vars && some ? OP_OK : OP_ERR_NOMEM;
+    for (size_t i = 0; !s && i < n; i++)
+        s = json_array_append(some, json_array_get(x->messages, i)) ? OP_ERR_NOMEM : OP_OK;
+    if (!s && (json_object_set(vars, "messages", some) || json_object_set(vars, "tools", x->tools ? x->tools : json_null()) ||
+               json_object_set(vars, "documents", json_null()) ||
+               json_object_set_new(vars, "add_generation_prompt", json_boolean(generation_prompt)) ||
+               json_object_set_new(vars, "date_string", json_string(x->c->date ? x->c->date : DATE)) ||
+               put_token(vars, "bos_token", t, t->bos) || put_token(vars, "eos_token", t, t->eos) ||
+               put_token(vars, "pad_token", t, t->pad) || put_token(vars, "unk_token", t, t->unk)))
+        s = OP_ERR_NOMEM;
+    op_buf_clear(out);
+    if (s)
+        op_error_set(x->e, s, "out of memory while rendering a chat");
+    else
+        s = op_template_render(x->c->tmpl, vars, out, x->e);
+    json_decref(some);
+    json_decref(vars);
+    return s;
+}
+
+static bool starts_with(const op_buf *a, const op_buf *b)
+{
+    return a->len >= b->len && (b->len == 0 || memcmp(a->data, b->data, b->len) == 0);
+}
+
+/* Where the words of reply i begin in the whole text, found at or after `from`. */
+static op_status find_begin(chat_job *x, size_t i, size_t from, size_t *begin)
+{
+    op_status s = render(x, i, true, &x->prompt);
+    if (s)
+        return s;
+    if (starts_with(&x->whole, &x->prompt) && x->prompt.len >= from) {
+        *begin = x->prompt.len;
+        return OP_OK;
+    }
+    s = render(x, i, false, &x->partial);
+    if (s)
+        return s;
+    const char *header = x->prompt.data, *hit = NULL;
+    size_t n = x->prompt.len;
+    if (starts_with(&x->prompt, &x->partial)) {
+        header += x->partial.len;
+        n -= x->partial.len;
+        hit = n ? memmem(x->whole.data + from, x->whole.len - from, header, n) : NULL;
+    }
+    if (!hit)
+        return op_error_set(x->e, OP_ERR_UNSUPPORTED, "chat template: the reply in message %zu cannot be found in the rendered "
+                            "text, which does not begin with the prompt of that reply", i);
+    *begin = (size_t)(hit - x->whole.data) + n;
+    return OP_OK;
+}
+
+/* The last special token in text[n], and where it ends; -1 if there is none. */
+static op_status last_special(chat_job *x, const char *text, size_t n, int32_t *id, size_t *end)
+{
+    *id = -1;
+    op_tokens_clear(&x->tokens);
+    op_status s = op_tokenizer_encode(x->c->tokenizer, text, n, OP_ENCODE_SPECIAL | OP_ENCODE_CONTINUE, &x->tokens, x->e);
+    for (size_t k = x->tokens.n; !s && *id < 0 && k-- > 0;)
+        if (op_tokenizer_is_special(x->c->tokenizer, x->tokens.ids[k])) {
+            *id = x->tokens.ids[k];
+            *end = x->tokens.end[k];
+        }
+    return s;
+}
+
+/* Where the reply that begins at `begin` ends: after the token that closes it. */
+static op_status find_end(chat_job *x, size_t i, size_t begin, size_t *end)
+{
+    int32_t id;
+    size_t at = 0;
+    op_status s = render(x, i + 1, false, &x->partial);
+    if (s)
+        return s;
+    if (starts_with(&x->whole, &x->partial) && x->partial.len >= begin) {
+        s = last_special(x, x->whole.data + begin, x->partial.len - begin, &id, &at);
+        *end = id < 0 ? x->partial.len : begin + at;
+        return s;
+    }
+    /* The template wrote this turn otherwise than it does at the end of a dialogue: the first token of that kind ends it. */
+    size_t skip = starts_with(&x->partial, &x->prompt) ? x->prompt.len : 0;
+    s = last_special(x, x->partial.data + skip, x->partial.len - skip, &id, &at);
+    *end = x->whole.len;
+    if (s || id < 0)
+        return s;
+    op_tokens_clear(&x->tokens);
+    s = op_tokenizer_encode(x->c->tokenizer, x->whole.data + begin, x->whole.len - begin, OP_ENCODE_SPECIAL | OP_ENCODE_CONTINUE,
+                            &x->tokens, x->e);
+    for (size_t k = 0; !s && k < x->tokens.n; k++)
+        if (x->tokens.ids[k] == id) {
+            *end = begin + x->tokens.end[k];
+            break;
+        }
+    return s;
+}
+
+static op_status find_replies(chat_job *x)
+{
+    size_t n = json_array_size(x->messages), from = 0;
+    op_status s = OP_OK;
+    x->replies = op_alloc_array(n + 1, sizeof *x->replies);
+    if (!x->replies)
+        return op_error_set(x->e, OP_ERR_NOMEM, "out of memory while rendering a chat");
+    for (size_t i = 0; !s && i < n; i++) {
+        const char *role = json_string_value(json_object_get(json_array_get(x->messages, i), "role"));
+        if (!role || strcmp(role, "assistant") != 0)
+            continue;
+        reply r = {.turn = (int32_t)i};
+        s = find_begin(x, i, from, &r.begin);
+        s = s ? s : find_end(x, i, r.begin, &r.end);
+        if (!s)
+            x->replies[x->n_replies++] = r;
+        from = r.end;
+    }
+    return s;
+}
+
+static op_status turns_reserve(op_turns *t, size_t n)
+{
+    if (n <= t->cap)
+        return OP_OK;
+    size_t cap = t->cap ? t->cap : 256;
+    while (cap < n)
+        cap *= 2;
+    int32_t *turn = op_realloc(t->turn, cap * sizeof *turn);
+    if (!turn)
+        return OP_ERR_NOMEM;
+    t->turn = turn;
+    t->cap = cap;
+    return OP_OK;
+}
+
+/* Encodes bytes begin..end-1 of the whole text and says whose they are. */
+static op_status encode_piece(chat_job *x, size_t begin, size_t end, int32_t turn, op_tokens *out, op_turns *turns)
+{
+    const op_tokenizer *t = x->c->tokenizer;
+    size_t first = out->n;
+    if (begin >= end)
+        return OP_OK;
+    bool after_token = first && begin && t->special[out->ids[first - 1]];
+    unsigned place = !begin ? 0 : after_token ? OP_ENCODE_AFTER_TOKEN : OP_ENCODE_CONTINUE;
+    op_status s = op_tokenizer_encode(t, x->whole.data + begin, end - begin, OP_ENCODE_SPECIAL | place, out, x->e);
+    if (!s && turns && turns_reserve(turns, out->n))
+        s = op_error_set(x->e, OP_ERR_NOMEM, "out of memory while encoding a chat");
+    for (size_t i = first; !s && i < out->n; i++) {
+        out->begin[i] += (uint32_t)begin;
+        out->end[i] += (uint32_t)begin;
+        if (turns)
+            turns->turn[turns->n++] = turn;
+    }
+    return s;
+}
+
+op_status op_chat_encode(const op_chat *c, json_t *messages, json_t *tools, bool add_generation_prompt, op_tokens *out,
+                         op_turns *turns, op_buf *text, op_error *e)
+{
+    chat_job x = {.c = c, .messages = messages, .tools = tools, .e = e};
+    size_t first = out->n, first_turn = turns ? turns->n : 0, at = 0;
+    if (!c->tmpl)
+        return op_error_set(e, OP_ERR_ARG, "the model has no chat template");
+    if (!json_is_array(messages))
+        return op_error_set(e, OP_ERR_ARG, "messages are not a list");
+    op_buf_init(&x.whole, TEXT_MAX);
+    op_buf_init(&x.prompt, TEXT_MAX);
+    op_buf_init(&x.partial, TEXT_MAX);
+    op_status s = render(&x, json_array_size(messages), add_generation_prompt, &x.whole);
+    s = s ? s : find_replies(&x);
+    for (size_t i = 0; !s && i < x.n_replies; i++) {
+        s = encode_piece(&x, at, x.replies[i].begin, -1, out, turns);
+        s = s ? s : encode_piece(&x, x.replies[i].begin, x.replies[i].end, x.replies[i].turn, out, turns);
+        at = x.replies[i].end;
+    }
+    s = s ? s : encode_piece(&x, at, x.whole.len, -1, out, turns);
+    if (!s && text && op_buf_add(text, x.whole.data, x.whole.len))
+        s = op_error_set(e, OP_ERR_NOMEM, "out of memory while encoding a chat");
+    if (s) {
+        out->n = first;
+        if (turns)
+            turns->n = first_turn;
+    }
+    op_buf_release(&x.whole);
+    op_buf_release(&x.prompt);
+    op_buf_release(&x.partial);
+    op_tokens_release(&x.tokens);
+    op_free(x.replies);
+    return s;
+}
