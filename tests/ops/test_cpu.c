@@ -1,5 +1,7 @@
 /* Every op of cpu/f32 and cpu/bf16 against ref, on odd shapes and at every level of SIMD that the processor has. */
+#define OP_ACT_BF16 0
 #include "help.h"
+#include "ops/cpu/simd.h"
 
 static const op_ops *ref;
 
@@ -20,6 +22,18 @@ static void everywhere(void (*check)(const op_ops *ops))
         drop_all(NULL);
     }
     op_ops_simd_force(best);
+}
+
+static void the_exponential_is_within_2_units_in_the_last_place(void **state)
+{
+    (void)state;
+    for (int i = -87000; i <= 88000; i++) {
+        float x = (float)i / 1000;
+        double want = exp((double)x);
+        assert_true(fabs(exp1(x) - want) <= 2 * 0x1p-23 * want);
+    }
+    assert_true(exp1(-INFINITY) == 0 && exp1(-100) == 0 && exp1(0) == 1 && isnan(exp1(NAN)));
+    assert_true(isfinite(exp1(INFINITY)) && exp1(100) == exp1(88));
 }
 
 /* ---- products ---- */
@@ -527,6 +541,7 @@ int main(void)
 {
     print_message("[          ] products: %s, loops: %s\n", op_ops_product_isa(), op_ops_simd());
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(the_exponential_is_within_2_units_in_the_last_place),
         cmocka_unit_test_teardown(products_with_weights_agree_with_ref, drop_all),
         cmocka_unit_test_teardown(general_products_agree_with_ref, drop_all),
         cmocka_unit_test_teardown(a_row_of_a_product_depends_on_no_other_row_nor_on_its_place, drop_all),
