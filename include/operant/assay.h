@@ -73,7 +73,7 @@ typedef struct op_assay_callbacks {
  *              {k, n, rate, low, high} with Wilson's 95% interval; kinds: the same for the kinds of bad reasons
  *   total      the same over all prompts, and balanced: the mean over classes of correct.rate
  *   neutral    {tokens, logprob (mean of a token, nats), perplexity}
- *   aims       [{name, measured, low, high, aim, at_least, met}]
+ *   aims       [{name, of (a path such as classes.good.answers), measured, low, high, aim, at_least, met}]
  *   words      the bag-of-words classifier: {accuracy, balanced, classes, shuffled: {...}}
  *   replies    [{id, class, kind, topic, messages, reply, tokens, logprob, finish, verdict, rule, hostile, loops, likelihood?}] */
 typedef struct op_assay_results {
