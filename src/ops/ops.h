@@ -140,7 +140,7 @@ typedef struct op_ops {
     void (*dropout)(size_t n, float p, uint64_t seed, uint64_t stream, uint64_t first, const void *x, void *y);
 
     /* ---- attention (softmax(scale q k^T) v with a running softmax in tiles: Dao: 2307.08691) ---- */
-    /* out[T, H*D] act; lse[T, H] = log sum exp of the scaled scores. */
+    /* out[T, H*D] act; lse[T, H] = log sum exp of the scaled scores (may be NULL). Rows of no sequence get zeros in out and dqkv. */
     op_status (*attention)(const op_attention *a, const void *qkv, void *out, float *lse);
     /* dqkv[T, ld] is overwritten. Ancestors' keys and values collect from all descendants. */
     op_status (*attention_backward)(const op_attention *a, const void *qkv, const void *out, const float *lse,

@@ -59,6 +59,7 @@ static op_status attention(const op_attention *a, const void *qkv, void *out, fl
     if (!row)
         return OP_ERR_NOMEM;
     const float *x = qkv;
+    memset(out, 0, (size_t)a->T * a->H * a->D * sizeof(float));
     for (int s = 0; s < a->n_seqs; s++)
         for (int i = 0; i < a->length[s]; i++) {
             size_t t = (size_t)(a->start[s] + i);
