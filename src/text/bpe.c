@@ -1,5 +1,6 @@
 #include "text/bpe.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/mem.h"
@@ -167,6 +168,25 @@ void op_bpe_merge(op_bpe *b, int32_t left, int32_t right, int32_t id, uint32_t r
 {
     *merge_slot(b, left, right) =
         (op_merge_slot){.pair = (uint64_t)(uint32_t)left << 32 | (uint32_t)right, .rank = rank, .id = id};
+}
+
+static int by_rank(const void *a, const void *b)
+{
+    const op_merge_slot *x = a, *y = b;
+    return x->rank < y->rank ? -1 : x->rank > y->rank;
+}
+
+op_status op_bpe_merges(const op_bpe *b, op_merge_slot **out, size_t *n)
+{
+    op_merge_slot *list = op_alloc_array(b->merge_mask + 1, sizeof *list);
+    *n = 0;
+    if (!(*out = list))
+        return OP_ERR_NOMEM;
+    for (uint64_t i = 0; i <= b->merge_mask; i++)
+        if (b->merges[i].id >= 0)
+            list[(*n)++] = b->merges[i];
+    qsort(list, *n, sizeof *list, by_rank);
+    return OP_OK;
 }
 
 op_status op_tokens_reserve(op_tokens *t, size_t more)

@@ -68,6 +68,9 @@ void op_bpe_index(op_bpe *b, int32_t id); /* words may equal this token's key */
 void op_bpe_merge(op_bpe *b, int32_t left, int32_t right, int32_t id, uint32_t rank);
 void op_bpe_release(op_bpe *b);
 
+/* All merges in order of rank, in a new block (op_free). */
+op_status op_bpe_merges(const op_bpe *b, op_merge_slot **out, size_t *n);
+
 /* Appends the tokens of one word, offsets counted from `base`. */
 op_status op_bpe_word(const op_bpe *b, const char *word, size_t n, uint32_t base, op_tokens *out);
 

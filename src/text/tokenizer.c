@@ -27,6 +27,7 @@ void op_tokenizer_free(op_tokenizer *t)
     op_free(t->special);
     op_free(t->chat_template);
     op_free(t->json);
+    json_decref(t->config);
     op_free(t);
 }
 

@@ -11,15 +11,8 @@ enum { TYPE_NORMAL = 1, TYPE_UNKNOWN = 2, TYPE_CONTROL = 3, TYPE_USER_DEFINED = 
 
 #define KEY(name) "tokenizer.ggml." name
 
-typedef struct family {
-    const char *pre; /* tokenizer.ggml.pre */
-    int n_split;
-    op_split split[2];
-    bool nfc, ignore_merges, add_bos;
-} family;
-
-/* What llama.cpp calls them; "default" is what converters wrote before there were names. */
-static const family families[] = {
+/* "default" is what converters wrote before there were names. */
+const op_family op_families[] = {
     {"gpt-2", 1, {OP_SPLIT_GPT2}, false, false, false},
     {"default", 1, {OP_SPLIT_GPT2}, false, false, false},
     {"smollm", 2, {OP_SPLIT_DIGITS, OP_SPLIT_GPT2}, false, false, false},
@@ -27,14 +20,14 @@ static const family families[] = {
     {"llama-bpe", 1, {OP_SPLIT_LLAMA3}, false, true, true},
     {"llama3", 1, {OP_SPLIT_LLAMA3}, false, true, true},
     {"tekken", 1, {OP_SPLIT_TEKKEN}, false, true, true},
+    {NULL, 0, {0}, false, false, false},
 };
 
 static op_status set_family(op_tokenizer *t, const op_tensors *g, bool *add_bos, op_error *e)
 {
     const char *pre = op_tensors_meta_string(g, KEY("pre"), NULL);
     pre = pre ? pre : "default";
-    for (size_t i = 0; i < sizeof families / sizeof *families; i++) {
-        const family *f = &families[i];
+    for (const op_family *f = op_families; f->pre; f++) {
         if (strcmp(pre, f->pre) != 0)
             continue;
         memcpy(t->split, f->split, sizeof f->split);

@@ -3,6 +3,8 @@
 #ifndef OP_TEXT_TOKENIZER_IMPL_H
 #define OP_TEXT_TOKENIZER_IMPL_H
 
+#include <jansson.h>
+
 #include <operant/tokenizer.h>
 
 #include "text/bpe.h"
@@ -64,6 +66,7 @@ struct op_tokenizer {
     char *chat_template; /* owned, or NULL */
     char *json;          /* the tokenizer.json it came from, owned, or NULL */
     size_t json_n;
+    json_t *config;      /* the tokenizer_config.json beside it, or NULL */
 };
 
 /* An empty tokenizer, or NULL. */
@@ -82,6 +85,15 @@ op_status op_tokenizer_finish(op_tokenizer *t);
 /* Merges in order of rank: strings "a b" or pairs. The index is over texts. */
 op_status op_tokenizer_merge(op_tokenizer *t, const op_lookup *texts, const char *left, size_t n_left, const char *right,
                              size_t n_right, uint32_t rank, const char *name, op_error *e);
+
+/* What llama.cpp calls a family of byte-level vocabularies, and how it cuts text. */
+typedef struct op_family {
+    const char *pre; /* tokenizer.ggml.pre; NULL ends the table */
+    int n_split;
+    op_split split[2];
+    bool nfc, ignore_merges, add_bos;
+} op_family;
+extern const op_family op_families[];
 
 /* GPT-2's printable stand-in for a byte, and back (-1: c stands for none). */
 uint32_t op_byte_to_char(unsigned char byte);

@@ -49,15 +49,21 @@ static op_status read_template(op_tokenizer *t, const json_t *value)
     return t->chat_template ? OP_OK : OP_ERR_NOMEM;
 }
 
-typedef op_status (*use_fn)(op_tokenizer *t, const json_t *config);
+typedef op_status (*use_fn)(op_tokenizer *t, json_t *config);
 
-static op_status use_config(op_tokenizer *t, const json_t *config)
+static op_status use_config(op_tokenizer *t, json_t *config)
 {
     read_special(t, config, "bos_token", &t->bos);
     read_special(t, config, "eos_token", &t->eos);
     read_special(t, config, "pad_token", &t->pad);
     read_special(t, config, "unk_token", &t->unk);
     return read_template(t, json_object_get(config, "chat_template"));
+}
+
+static op_status keep_config(op_tokenizer *t, json_t *config)
+{
+    t->config = json_incref(config);
+    return use_config(t, config);
 }
 
 /* Reads dir/file if it is there. */
@@ -103,7 +109,7 @@ static op_status open_json(op_tokenizer **out, const char *path, const char *dir
     s = s ? s : op_tokenizer_from_json(out, json.data ? json.data : "", json.len, path, e);
     op_buf_release(&json);
     s = s ? s : use_file(*out, dir, "special_tokens_map.json", use_config, e);
-    s = s ? s : use_file(*out, dir, "tokenizer_config.json", use_config, e);
+    s = s ? s : use_file(*out, dir, "tokenizer_config.json", keep_config, e);
     s = s ? s : use_file(*out, dir, "chat_template.json", use_config, e);
     return s ? s : use_jinja(*out, dir, e);
 }

@@ -3,6 +3,8 @@
  *   oracle_tool encode MODEL FILE...   FILE holds JSON lines {"text": ...}: one line of ids per line, then of offsets
  *   oracle_tool decode MODEL FILE      JSON lines {"ids": [...]}: a JSON string per line
  *   oracle_tool speed MODEL FILE       MB/s of encoding FILE line by line, and tokens
+ *   oracle_tool save MODEL DIR         writes tokenizer.json and its neighbours
+ *   oracle_tool gguf MODEL FILE        writes a GGUF file with the tokenizer alone
  *   oracle_tool render - FILE          JSON lines {"template", "vars"}: a JSON string, or {"error": ...}, per line
  *   oracle_tool chat MODEL FILE        JSON lines {"messages", "tools"?, "generate"?}: id:turn of every token, per line
  *   oracle_tool examples MODEL FILE    lines of a data set: every token with its weight */
@@ -17,6 +19,7 @@
 
 #include "base/mem.h"
 #include "io/file.h"
+#include "text/gguf_out.h"
 
 typedef struct context {
     op_tokenizer *t;
@@ -202,6 +205,13 @@ int main(int argc, char **argv)
             die(&e);
         s = op_json_lines(argv[3], argv[1][0] == 'c' ? chat_line : example_line, &c, &e);
         op_template_free(c.tmpl);
+    } else if (strcmp(argv[1], "save") == 0) {
+        s = op_tokenizer_save(c.t, argv[3], &e);
+    } else if (strcmp(argv[1], "gguf") == 0) {
+        op_gguf_writer *w = op_gguf_writer_new();
+        s = op_tokenizer_put_gguf(c.t, w, op_tokenizer_vocab_size(c.t) + 3, &e);
+        s = s ? s : op_gguf_save(w, argv[3], &e);
+        op_gguf_writer_free(w);
     } else if (strcmp(argv[1], "speed") == 0) {
         speed(&c, argv[3]);
     }
