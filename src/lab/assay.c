@@ -88,7 +88,7 @@ static op_status open_subject(op_subject *s, const op_assay_options *o, op_error
         return op_error_set(e, OP_ERR_UNSUPPORTED, "%s: has no chat template", o->model);
     s->adapter = op_model_adapter_count(s->model) > 0 ? 0 : -1;
     status = op_template_parse(&s->tmpl, source, strlen(source), e);
-    s->chat = (op_chat){s->tokenizer, s->tmpl};
+    s->chat = (op_chat){.tokenizer = s->tokenizer, .tmpl = s->tmpl};
     return status;
 }
 
