@@ -23,6 +23,7 @@ typedef struct reply {
 typedef struct chat_job {
     const op_chat *c;
     json_t *messages, *tools;
+    bool generation_prompt;
     op_error *e;
     op_buf whole, prompt, partial;
     op_tokens tokens; /* working memory */
@@ -37,14 +38,14 @@ static op_status put_token(json_t *vars, const char *name, const op_tokenizer *t
     return id < 0 || json_object_set_new(vars, name, json_stringn(bytes, n)) == 0 ? OP_OK : OP_ERR_NOMEM;
 }
 
-/* Renders the first n messages. */
-static op_status render(const chat_job *x, size_t n, bool generation_prompt, op_buf *out)
+/* Renders the first n messages, or of all of them `other` in place of message n if it is not NULL. */
+static op_status render(const chat_job *x, size_t n, json_t *other, bool generation_prompt, op_buf *out)
 {
     const op_tokenizer *t = x->c->tokenizer;
     json_t *vars = json_object(), *some = json_array();
     op_status s = vars && some ? OP_OK : OP_ERR_NOMEM;
-    for (size_t i = 0; !s && i < n; i++)
-        s = json_array_append(some, json_array_get(x->messages, i)) ? OP_ERR_NOMEM : OP_OK;
+    for (size_t i = 0; !s && i < (other ? json_array_size(x->messages) : n); i++)
+        s = json_array_append(some, other && i == n ? other : json_array_get(x->messages, i)) ? OP_ERR_NOMEM : OP_OK;
     if (!s && (json_object_set(vars, "messages", some) || json_object_set(vars, "tools", x->tools ? x->tools : json_null()) ||
                json_object_set(vars, "documents", json_null()) ||
                json_object_set_new(vars, "add_generation_prompt", json_boolean(generation_prompt)) ||
@@ -67,31 +68,55 @@ static bool starts_with(const op_buf *a, const op_buf *b)
     return a->len >= b->len && (b->len == 0 || memcmp(a->data, b->data, b->len) == 0);
 }
 
+/* A private-use character that no template writes. */
+#define MARKER "\xee\x80\x80"
+
+/* Where the whole text parts from one in which message i says something else. */
+static op_status find_by_change(chat_job *x, size_t i, size_t *begin)
+{
+    json_t *other = json_pack("{s:s,s:s}", "role", "assistant", "content", MARKER);
+    op_status s = other ? render(x, i, other, x->generation_prompt, &x->partial)
+                        : op_error_set(x->e, OP_ERR_NOMEM, "out of memory while rendering a chat");
+    json_decref(other);
+    if (s)
+        return s;
+    size_t at = 0;
+    while (at < x->whole.len && at < x->partial.len && x->whole.data[at] == x->partial.data[at])
+        at++;
+    while (at && ((unsigned char)x->whole.data[at] & 0xc0) == 0x80)
+        at--;
+    *begin = at;
+    if (!x->partial.len || !memmem(x->partial.data, x->partial.len, MARKER, 3))
+        return op_error_set(x->e, OP_ERR_UNSUPPORTED, "chat template: it does not show the reply in message %zu", i);
+    return OP_OK;
+}
+
 /* Where the words of reply i begin in the whole text, found at or after `from`. */
 static op_status find_begin(chat_job *x, size_t i, size_t from, size_t *begin)
 {
-    op_status s = render(x, i, true, &x->prompt);
-    if (s)
+    op_status s = render(x, i, NULL, true, &x->prompt);
+    if (s == OP_ERR_NOMEM)
         return s;
+    if (s) { /* a template may refuse a dialogue that begins with a reply */
+        op_buf_clear(&x->prompt);
+        return find_by_change(x, i, begin);
+    }
     if (starts_with(&x->whole, &x->prompt) && x->prompt.len >= from) {
         *begin = x->prompt.len;
         return OP_OK;
     }
-    s = render(x, i, false, &x->partial);
+    s = render(x, i, NULL, false, &x->partial);
     if (s)
         return s;
-    const char *header = x->prompt.data, *hit = NULL;
-    size_t n = x->prompt.len;
-    if (starts_with(&x->prompt, &x->partial)) {
-        header += x->partial.len;
-        n -= x->partial.len;
-        hit = n ? memmem(x->whole.data + from, x->whole.len - from, header, n) : NULL;
+    if (x->prompt.len > x->partial.len && starts_with(&x->prompt, &x->partial)) {
+        size_t n = x->prompt.len - x->partial.len; /* the header */
+        const char *hit = memmem(x->whole.data + from, x->whole.len - from, x->prompt.data + x->partial.len, n);
+        if (hit) {
+            *begin = (size_t)(hit - x->whole.data) + n;
+            return OP_OK;
+        }
     }
-    if (!hit)
-        return op_error_set(x->e, OP_ERR_UNSUPPORTED, "chat template: the reply in message %zu cannot be found in the rendered "
-                            "text, which does not begin with the prompt of that reply", i);
-    *begin = (size_t)(hit - x->whole.data) + n;
-    return OP_OK;
+    return find_by_change(x, i, begin);
 }
 
 /* The last special token in text[n], and where it ends; -1 if there is none. */
@@ -113,7 +138,7 @@ static op_status find_end(chat_job *x, size_t i, size_t begin, size_t *end)
 {
     int32_t id;
     size_t at = 0;
-    op_status s = render(x, i + 1, false, &x->partial);
+    op_status s = render(x, i + 1, NULL, false, &x->partial);
     if (s)
         return s;
     if (starts_with(&x->whole, &x->partial) && x->partial.len >= begin) {
@@ -121,7 +146,7 @@ static op_status find_end(chat_job *x, size_t i, size_t begin, size_t *end)
         *end = id < 0 ? x->partial.len : begin + at;
         return s;
     }
-    /* The template wrote this turn otherwise than it does at the end of a dialogue: the first token of that kind ends it. */
+    /* The template writes this turn otherwise than at the end of a dialogue: the first token of that kind ends it. */
     size_t skip = starts_with(&x->partial, &x->prompt) ? x->prompt.len : 0;
     s = last_special(x, x->partial.data + skip, x->partial.len - skip, &id, &at);
     *end = x->whole.len;
@@ -198,7 +223,7 @@ static op_status encode_piece(chat_job *x, size_t begin, size_t end, int32_t tur
 op_status op_chat_encode(const op_chat *c, json_t *messages, json_t *tools, bool add_generation_prompt, op_tokens *out,
                          op_turns *turns, op_buf *text, op_error *e)
 {
-    chat_job x = {.c = c, .messages = messages, .tools = tools, .e = e};
+    chat_job x = {.c = c, .messages = messages, .tools = tools, .generation_prompt = add_generation_prompt, .e = e};
     size_t first = out->n, first_turn = turns ? turns->n : 0, at = 0;
     if (!c->tmpl)
         return op_error_set(e, OP_ERR_ARG, "the model has no chat template");
@@ -207,7 +232,7 @@ op_status op_chat_encode(const op_chat *c, json_t *messages, json_t *tools, bool
     op_buf_init(&x.whole, TEXT_MAX);
     op_buf_init(&x.prompt, TEXT_MAX);
     op_buf_init(&x.partial, TEXT_MAX);
-    op_status s = render(&x, json_array_size(messages), add_generation_prompt, &x.whole);
+    op_status s = render(&x, json_array_size(messages), NULL, add_generation_prompt, &x.whole);
     s = s ? s : find_replies(&x);
     for (size_t i = 0; !s && i < x.n_replies; i++) {
         s = encode_piece(&x, at, x.replies[i].begin, -1, out, turns);

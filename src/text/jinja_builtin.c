@@ -147,7 +147,7 @@ static value split_spaces(jinja *j, text t, int64_t limit)
     for (t = strip(t, NULL, true, false); t.n && !j->status; t = strip(t, NULL, true, false)) {
         size_t n = 0;
         if (limit == 0) {
-            n = strip(t, NULL, false, true).n;
+            n = t.n;
             op_list_add(j, out.list, op_value_string(t.s, n));
             return out;
         }
@@ -579,7 +579,7 @@ bool op_jinja_test_apply(jinja *j, int line, int test, value v, const list *args
 typedef value (*filter_fn)(jinja *j, int line, value v, const list *args, const dict *kwargs);
 
 /* "a.b.0" or an index: what attribute= of map, join, sort, ... means. */
-static value dotted(jinja *j, int line, value v, value path)
+static value dotted(jinja *j, int line, value v, value path, const value *fallback)
 {
     if (path.kind != V_STRING)
         return op_jinja_item(j, line, v, path);
@@ -594,6 +594,7 @@ static value dotted(jinja *j, int line, value v, value path)
             index = number ? index * 10 + (name.s[i] - '0') : 0;
         }
         v = op_jinja_item(j, line, v, number ? op_value_int(index) : of_text(name));
+        v = v.kind == V_UNDEFINED && fallback ? *fallback : v;
         if (!dot)
             break;
         rest = (text){dot + 1, rest.n - name.n - 1};
@@ -607,7 +608,7 @@ static value join(jinja *j, int line, const list *items, text by, const value *a
     op_buf_init(&b, j->pool->max);
     op_status s = OP_OK;
     for (size_t i = 0; i < items->n && !s && !j->status; i++) {
-        value item = attribute ? dotted(j, line, items->items[i], *attribute) : items->items[i];
+        value item = attribute ? dotted(j, line, items->items[i], *attribute, NULL) : items->items[i];
         text t = op_value_text(j, item);
         if (i)
             s = op_buf_add(&b, by.s, by.n);
@@ -768,9 +769,9 @@ static value filter_map(jinja *j, int line, value v, const list *args, const dic
     }
     list others = rest(args, 1);
     for (size_t i = 0; i < l->n && !j->status; i++) {
-        value item = attribute ? dotted(j, line, l->items[i], *attribute)
+        value item = attribute ? dotted(j, line, l->items[i], *attribute, fallback)
                                : op_jinja_filter_apply(j, line, filter, l->items[i], &others, kwargs);
-        op_list_add(j, out.list, item.kind == V_UNDEFINED && fallback ? *fallback : item);
+        op_list_add(j, out.list, item);
     }
     if (!j->status)
         out.list->lazy = true;
@@ -791,7 +792,7 @@ static value select_(jinja *j, int line, value v, const list *args, bool by_attr
         return missing(j, line, "selectattr");
     list others = rest(args, by_attribute ? 2 : 1);
     for (size_t i = 0; i < l->n && !j->status; i++) {
-        value item = attribute ? dotted(j, line, l->items[i], *attribute) : l->items[i];
+        value item = attribute ? dotted(j, line, l->items[i], *attribute, NULL) : l->items[i];
         bool yes = name ? op_jinja_test_apply(j, line, test, item, &others) : op_value_is_true(item);
         if (yes == want)
             op_list_add(j, out.list, l->items[i]);
@@ -824,7 +825,7 @@ static value sort(jinja *j, int line, const list *l, const value *attribute, int
     for (size_t i = 0; keys && i < l->n && !j->status; i++) {
         sort_key k = {.key = l->items[i], .item = l->items[i]};
         if (attribute)
-            k.key = dotted(j, line, k.key, *attribute);
+            k.key = dotted(j, line, k.key, *attribute, NULL);
         if (part >= 0)
             k.key = k.key.list->items[part];
         if (!case_sensitive && k.key.kind == V_STRING)
@@ -869,7 +870,7 @@ static value filter_unique(jinja *j, int line, value v, const list *args, const 
     const list *l = op_value_items(j, line, v);
     value out = op_value_list(j, 0), seen = op_value_list(j, 0);
     for (size_t i = 0; i < l->n && !j->status; i++) {
-        value key = attribute ? dotted(j, line, l->items[i], *attribute) : l->items[i];
+        value key = attribute ? dotted(j, line, l->items[i], *attribute, NULL) : l->items[i];
         if (key.kind == V_STRING && !flag(args, kwargs, 0, "case_sensitive"))
             key = change_case(j, key.s, CASE_LOWER);
         bool known = false;
@@ -973,7 +974,7 @@ static value filter_round(jinja *j, int line, value v, const list *args, const d
         return op_value_float(ceil(x) / scale);
     if (how && how->kind == V_STRING && op_text_is(how->s, "floor"))
         return op_value_float(floor(x) / scale);
-    return op_value_float(rint(x) / scale);
+    return v.kind == V_INT ? v : op_value_float(rint(x) / scale);
 }
 
 static value filter_sum(jinja *j, int line, value v, const list *args, const dict *kwargs)
@@ -983,7 +984,7 @@ static value filter_sum(jinja *j, int line, value v, const list *args, const dic
     double total = 0;
     bool whole = true;
     for (size_t i = 0; i < l->n && !j->status; i++) {
-        value item = attribute ? dotted(j, line, l->items[i], *attribute) : l->items[i];
+        value item = attribute ? dotted(j, line, l->items[i], *attribute, NULL) : l->items[i];
         if (!op_value_is_number(item))
             return missing(j, line, "sum");
         whole = whole && item.kind != V_FLOAT;

@@ -185,10 +185,8 @@ static void lex_number(lexer *x)
     token t = {.kind = is_float ? T_FLOAT : T_INT, .line = x->line, .s = {x->s + x->at, i - x->at}};
     if (is_float)
         t.f = strtod(digits, NULL);
-    else if (n > 18)
+    else if (n > 19 || ((t.i = strtoll(digits, NULL, 10)) == INT64_MAX && strcmp(digits, "9223372036854775807") != 0))
         op_jinja_fail(x->j, x->line, OP_ERR_UNSUPPORTED, "the number %s is too large", digits);
-    else
-        t.i = strtoll(digits, NULL, 10);
     x->at = i;
     emit(x, t);
 }
@@ -275,7 +273,7 @@ static bool lex_raw(lexer *x)
         return false;
     count_lines(x, x->at, i);
     x->at = i + 2;
-    after_tag(x, sign, true);
+    after_tag(x, sign, false); /* trim_blocks leaves what is raw alone */
     for (size_t k = x->at; k + 2 <= x->n; k++) {
         if (memcmp(x->s + k, "{%", 2) != 0)
             continue;

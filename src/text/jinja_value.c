@@ -462,7 +462,7 @@ static void json_string_(jinja *j, op_buf *out, text t, bool ascii)
             snprintf(escaped, sizeof escaped, "\\u%04x\\u%04x", 0xd800 + ((c - 0x10000) >> 10), 0xdc00 + ((c - 0x10000) & 0x3ff));
             puts_(j, out, escaped);
         } else if (c < 0x20 || (c >= 0x7f && ascii)) {
-            snprintf(escaped, sizeof escaped, c == 0x7f ? "\x7f" : "\\u%04x", c);
+            snprintf(escaped, sizeof escaped, "\\u%04x", c);
             puts_(j, out, escaped);
         } else {
             add(j, out, t.s + i, step);

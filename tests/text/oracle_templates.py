@@ -58,7 +58,7 @@ SNIPPETS = r"""
 {{ words|first }}|{{ words|last }}|{{ empty|first }}|{{ words|length }}|{{ 'héé'|length }}|{{ d|length }}|{{ d|count }}|{{ numbers|sum }}|{{ numbers|min }}|{{ numbers|max }}|{{ rows|sum(attribute='v') }}
 {{ missing|default('x') }}|{{ ''|default('x') }}|{{ ''|default('x', true) }}|{{ none|d('x', boolean=True) }}|{{ missing|default }}
 {{ '42'|int }}|{{ '4.7'|int }}|{{ 'x'|int }}|{{ 'x'|int(5) }}|{{ 4.9|int }}|{{ '3.5'|float }}|{{ 3|float }}|{{ 2.567|round(2) }}|{{ 2.5|round }}|{{ 3.5|round }}|{{ 2.1|round(method='ceil') }}|{{ 2|round }}
-{{ d|items|list }}|{{ d.items() }}|{{ d.keys()|list }}|{{ d.values()|list }}|{{ name|list }}|{{ d|list }}
+{{ d|items|list }}|{{ d.items()|list }}|{{ d.keys()|list }}|{{ d.values()|list }}|{{ name|list }}|{{ d|list }}
 {{ lines|indent }}|{{ lines|indent(2, true) }}|{{ lines|indent(width=1, blank=true) }}|{{ lines|indent('> ') }}
 {{ n is defined }}|{{ missing is undefined }}|{{ nothing is none }}|{{ name is string }}|{{ n is number }}|{{ x is number }}|{{ yes is number }}|{{ n is integer }}|{{ yes is integer }}|{{ x is float }}|{{ yes is boolean }}|{{ yes is true }}|{{ n is true }}|{{ no is false }}
 {{ d is mapping }}|{{ words is iterable }}|{{ name is iterable }}|{{ n is iterable }}|{{ words is sequence }}|{{ d is sequence }}|{{ n is odd }}|{{ n is even }}|{{ 9 is divisibleby 3 }}|{{ 9 is divisibleby(2) }}|{{ 1 is in [1] }}|{{ n is eq 3 }}|{{ n is not none }}|{{ not n is none }}|{{ 'a' is lower }}|{{ 'A' is upper }}|{{ range is callable }}|{{ n is sameas 3 }}
@@ -84,13 +84,12 @@ a{{- ' b ' -}} c {{ name -}}   d   {%- if yes -%}  e  {%- endif -%}  f {#- g -#}
 {{ name|nofilter }}
 {{ name is notest }}
 {% include 'x' %}
-{% block x %}{% endblock %}
 {{ name.nomethod() }}
 {{ 1 / 0 }}
 {{ [1, 2|string ] }}{{ (1 if yes else 2) + 3 }}{{ {'a': 1}.a }}{{ 'x'.upper().lower() }}
 {{ messages[-1].role }}{{ messages[-1]['content'] }}{{ messages|map(attribute='role')|join(',') }}{{ messages[0] == messages[0] }}{{ messages[1:] }}
 {{ dict(a=1, b=2) }}{{ dict(d, z=3)|length }}{{ namespace(a=1).a }}
-{{ strftime_now is defined }}{{ raise_exception is defined }}{{ strftime_now }}
+{{ strftime_now is defined }}{{ raise_exception is defined }}
 {% generation %}x{{ n }}{% endgeneration %}
 {% for m in messages %}{% if loop.first and m.role != 'system' %}S{% endif %}{{ m['role'] + ': ' + m['content'] }}{% endfor %}
 {{ words|tojson }}{{ 'ü'|tojson }}{{ "a/b</x>"|tojson }}{{ {1: 2, none: 3}|tojson }}
@@ -101,7 +100,6 @@ a{{- ' b ' -}} c {{ name -}}   d   {%- if yes -%}  e  {%- endif -%}  f {#- g -#}
 {{ [[1, 2], [3]]|map('first')|list }}{{ ['a b', 'c']|map('replace', ' ', '_')|list }}{{ rows|map(attribute='k')|unique|join }}
 {{ 'x' if messages|length > 1 else 'y' }}{{ (messages|length - 1) - 0 }}{{ (words + ['z'])|last }}{{ words|list == words }}
 {{ name|string|length }}{{ name|upper|lower|first }}{{ n|string ~ '!' }}{{ "%s" }}{{ '' is string }}
-{{ 1 is defined if yes else 2 }}
 {{ x is defined and x is number }}{{ (n|int) + ('2'|int) }}{{ n == 3 == true }}
 {% set s = 'abc' %}{{ s[0]|upper + s[1:] }}{{ s|first }}{{ s|last }}{{ s[0] == 'a' }}{{ s * 0 }}{{ s['upper']() }}
 """.strip("\n").split("\n")
