@@ -199,7 +199,7 @@ static op_status split(sft *s, op_error *e)
 static op_status read_data(sft *s, op_error *e)
 {
     const op_sft_options *o = s->o;
-    const op_chat chat = {s->tokenizer, s->tmpl};
+    const op_chat chat = {.tokenizer = s->tokenizer, .tmpl = s->tmpl};
     int64_t longest = op_model_get_config(s->model)->max_positions;
     op_dataset_options how = {.max_length = (int32_t)(o->max_length < longest ? o->max_length : longest),
                               .last_turn_only = o->last_turn_only};
