@@ -9,7 +9,7 @@
 #include "lab/parts.h"
 #include "lab/view.h"
 
-enum { WIDTH = 720, LEFT = 190, RIGHT = 16, TOP = 30, PLOT = WIDTH - LEFT - RIGHT };
+enum { WIDTH = 720, LEFT = 232, RIGHT = 16, TOP = 30, PLOT = WIDTH - LEFT - RIGHT };
 
 static void begin(op_page *p, int height, const char *title)
 {

@@ -23,7 +23,7 @@ static const char style[] =
     ".claim{font-size:1.12rem}.note{color:var(--soft);font-size:.92rem}"
     ".scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.92rem;font-variant-numeric:tabular-nums}"
     "th,td{padding:.35rem .6rem;border-bottom:1px solid var(--rule);text-align:right;white-space:nowrap}"
-    "th:first-child,td:first-child{text-align:left;white-space:normal;padding-left:0}th{color:var(--soft);font-weight:600}"
+    "th:first-child,td:first-child{text-align:left;white-space:normal;padding-left:0;min-width:9rem}th{color:var(--soft);font-weight:600;white-space:normal;vertical-align:bottom}"
     ".met{color:var(--good);font-weight:600}.missed{color:var(--miss);font-weight:600}"
     "figure{margin:1rem 0}figcaption{color:var(--soft);font-size:.92rem}svg{display:block;width:100%;height:auto}"
     "svg text{fill:var(--ink);font:12px system-ui,sans-serif}svg .tick{fill:var(--soft);font-size:11px}svg .inside{font-size:11px}"
@@ -126,6 +126,26 @@ static void count_aims(const json_t *aims, size_t *met)
         *met += json_is_true(op_view(aim, "met"));
 }
 
+/* "asks on unexplained sensitive questions 91% (before: 0%)" for each aim that is a rate of a class. */
+static void headline(op_page *p, const op_assay_results *r)
+{
+    size_t i;
+    json_t *aim;
+    const char *comma = "Now: ";
+    json_array_foreach((json_t *)op_view(r->after, "aims"), i, aim) {
+        double before = op_view_number(op_view(r->before, op_view_string(aim, "of")), "rate");
+        if (strncmp(op_view_string(aim, "of"), "classes.", 8) != 0)
+            continue;
+        op_page_put(p, "%s", comma);
+        op_page_text(p, op_view_string(aim, "name"));
+        op_page_put(p, " <strong>%.0f%%</strong>", 100 * op_view_number(aim, "measured"));
+        if (!isnan(before))
+            op_page_put(p, " (before: %.0f%%)", 100 * before);
+        comma = "; ";
+    }
+    op_page_put(p, *comma == ';' ? ". " : "");
+}
+
 static void claim(op_page *p, const op_assay_results *r)
 {
     const json_t *aims = op_view(r->after, "aims");
@@ -144,6 +164,7 @@ static void claim(op_page *p, const op_assay_results *r)
                     100 * op_view_number(r->after, "total.balanced"));
     else
         op_page_put(p, "Right replies: <strong>%.0f%%</strong> (mean over the classes). ", 100 * op_view_number(r->after, "total.balanced"));
+    headline(p, r);
     if (n && met == n)
         op_page_put(p, "All %zu aims were met.", n);
     else if (n) {
@@ -168,8 +189,8 @@ static void aims_table(op_page *p, const op_assay_results *r)
     json_t *aim;
     if (!json_array_size(op_view(r->after, "aims")))
         return;
-    op_page_put(p, "<h2>Aims</h2>\n<div class=\"scroll\"><table><thead><tr><th>aim</th>%s<th>measured</th><th>aimed at</th><th>met?</th></tr></thead><tbody>\n",
-                r->before ? "<th>before</th>" : "");
+    op_page_put(p, "<h2>Aims</h2>\n<div class=\"scroll\"><table><thead><tr><th>aim</th>%s<th>aimed at</th><th>met?</th></tr></thead><tbody>\n",
+                r->before ? "<th>before</th><th>after</th>" : "<th>measured</th>");
     json_array_foreach((json_t *)op_view(r->after, "aims"), i, aim) {
         bool met = json_is_true(op_view(aim, "met"));
         op_page_put(p, "<tr>");
@@ -237,6 +258,18 @@ static void class_tables(op_page *p, const op_assay_results *r)
     end_table(p);
 }
 
+/* "-1.70 → -0.21", or the second alone */
+static void cell_margin(op_page *p, const op_assay_results *r, const char *class, const char *which)
+{
+    char path[100];
+    snprintf(path, sizeof path, "classes.%.40s.likelihood.%s", class, which);
+    double before = op_view_number(r->before, path), after = op_view_number(r->after, path);
+    if (isnan(before))
+        op_page_put(p, "<td>%.2f</td>", after);
+    else
+        op_page_put(p, "<td>%.2f → %.2f</td>", before, after);
+}
+
 static void likelihood_table(op_page *p, const op_assay_results *r)
 {
     size_t i;
@@ -244,27 +277,25 @@ static void likelihood_table(op_page *p, const op_assay_results *r)
     if (!op_view(r->after, "total.likelihood"))
         return;
     op_page_put(p, "<h3>By log-probability</h3>\n<p class=\"note\">Wording can fool rules. Here nothing is written: typical asks, typical declines and the answer that the "
-                   "untrained model gave are compared by their mean log-probability a token after the same prompt. “Likeliest” takes the whole reply; “begins” its first %d "
-                   "tokens. The margin is the best ask's mean less the answer's, in nats a token: the lesson should raise it where asking is right and nowhere else.</p>\n",
-                OP_HEAD_TOKENS);
-    op_page_put(p, "<div class=\"scroll\"><table><thead><tr><th>class</th><th>n</th><th>right kind is likeliest</th><th>right kind begins likeliest</th>%s<th>ask margin%s</th>"
-                   "</tr></thead><tbody>\n", r->before ? "<th>ask margin before</th>" : "", r->before ? " after" : "");
+                   "untrained model gave are compared by their mean log-probability a token after the same prompt. “Likeliest” takes whole replies; “begins” their first %d "
+                   "tokens, because a model finds the later words of its own earlier answer easy. The margins are in nats a token, best of the typical replies less the answer: the "
+                   "lesson should raise each where its kind of reply is right.</p>\n", OP_HEAD_TOKENS);
+    op_page_put(p, "<div class=\"scroll\"><table><thead><tr><th>class</th><th>n</th><th>right kind is likeliest</th><th>right kind begins likeliest</th>"
+                   "<th>asks over answer</th><th>declines over answer</th></tr></thead><tbody>\n");
     json_array_foreach((json_t *)op_view(r->after, "classes"), i, class) {
-        char path[100];
+        char path[60];
         const char *name = op_view_string(class, "name"), *right = op_view_string(class, "right");
         if (!op_view(class, "likelihood"))
             continue;
         op_page_put(p, "<tr>");
         op_page_element(p, "td", meaning(name));
         op_page_put(p, "<td>%.0f</td>", op_view_number(class, "likelihood.n"));
-        snprintf(path, sizeof path, "likelihood.likeliest.%s", right);
+        snprintf(path, sizeof path, "likelihood.likeliest.%.20s", right);
         cell_rate(p, op_view(class, path));
-        snprintf(path, sizeof path, "likelihood.begins.%s", right);
+        snprintf(path, sizeof path, "likelihood.begins.%.20s", right);
         cell_rate(p, op_view(class, path));
-        snprintf(path, sizeof path, "classes.%s.likelihood.asks_over_answers", name);
-        if (r->before)
-            cell_number(p, op_view_number(r->before, path), "", 2);
-        cell_number(p, op_view_number(r->after, path), "", 2);
+        cell_margin(p, r, name, "asks_over_answers");
+        cell_margin(p, r, name, "declines_over_answers");
         op_page_put(p, "</tr>\n");
     }
     end_table(p);
@@ -343,8 +374,8 @@ static void transcripts(op_page *p, const op_assay_results *r)
 {
     size_t i;
     json_t *class;
-    op_page_put(p, "<h2>Transcripts</h2>\n<p class=\"note\">Chosen by rule, not by hand: of each class the right reply and the wrong reply of which the model was surest (highest mean "
-                   "log-probability of its own tokens).</p>\n");
+    op_page_put(p, "<h2>Transcripts</h2>\n<p class=\"note\">Chosen by rule, not by hand: of each class the right reply (among those that do not repeat themselves) and the wrong reply of which the "
+                   "model was surest (highest mean log-probability of its own tokens).</p>\n");
     json_array_foreach((json_t *)op_view(r->after, "classes"), i, class) {
         const char *name = op_view_string(class, "name");
         op_page_put(p, "<h3>");

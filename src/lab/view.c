@@ -53,6 +53,8 @@ const json_t *op_view_surest(const op_assay_results *r, const char *class, bool 
         double logprob = op_view_number(reply, "logprob");
         if ((class && strcmp(class, op_view_string(reply, "class")) != 0) || op_view_correct(r->after, reply) != correct || !(logprob > best_logprob))
             continue;
+        if (correct && json_is_true(op_view(reply, "loops"))) /* loops are what a model is surest of */
+            continue;
         const json_t *before = changed ? op_view_before(r, reply) : NULL;
         if (changed && (!before || !strcmp(op_view_string(before, "verdict"), op_view_string(reply, "verdict"))))
             continue;

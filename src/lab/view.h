@@ -15,7 +15,7 @@ const char *op_view_string(const json_t *root, const char *path); /* "" if there
 const json_t *op_view_before(const op_assay_results *r, const json_t *reply);
 /* Is the verdict of a reply (of `results`) the one that its class calls for? */
 bool op_view_correct(const json_t *results, const json_t *reply);
-/* The surest reply of a class (NULL: any) that is right or wrong; NULL if there is none. `changed`: only one whose verdict was another before. */
+/* The surest reply of a class (NULL: any) that is right (and does not repeat itself) or wrong; NULL if there is none. `changed`: only one whose verdict was another before. */
 const json_t *op_view_surest(const op_assay_results *r, const char *class, bool correct, bool changed);
 
 #endif

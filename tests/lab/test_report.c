@@ -1,0 +1,219 @@
+#include "tools.h"
+
+#include <ctype.h>
+
+#include <operant/report.h>
+
+#include "lab/page.h"
+
+static json_t *rate(double x)
+{
+    return json_pack("{si si sf sf sf}", "k", (int)(x * 100), "n", 100, "rate", x, "low", x / 2, "high", (1 + x) / 2);
+}
+
+static json_t *class(const char *name, const char *right, double correct)
+{
+    return json_pack("{ss ss si so so so so so so so so}", "name", name, "right", right, "n", 100, "asks", rate(0.5), "answers", rate(0.25), "declines",
+                     rate(0.25), "silent", rate(0), "correct", rate(correct), "hostile", rate(0), "loops", rate(0), "cut", rate(0));
+}
+
+#define EVIL "</p><script>alert(1)</script> & \"quoted\" 'single' \001"
+
+static json_t *reply(const char *id, const char *verdict)
+{
+    return json_pack("{ss ss ss s[{ssss}] ss s[i] sf ss ss ss s[s] sb}", "id", id, "class", "sensitive", "topic", EVIL, "messages", "role", "user", "content",
+                     "how " EVIL, "reply", EVIL, "tokens", 1, "logprob", -0.5, "finish", "stop", "verdict", verdict, "rule", EVIL, "hostile", EVIL, "loops", 0);
+}
+
+static json_t *results(double correct, const char *verdict)
+{
+    return json_pack("{s{ss ss si} s{ss ss} s{si ss} s{ss} ss s[oo] s[] s{si so so so so sf sf} s{sf sf} s[{ss ss sf sf sf sf sb sb}] s{si sosf s[{ss si sf}] s{si sf sf}} s[oo]}",
+                     "model", "path", "m/" EVIL, "hash", "00", "parameters", 5, "data", "path", EVIL, "hash", "11", "settings", "scope", 0, "x", EVIL,
+                     "versions", "operant", "0", "command", "operant assay " EVIL, "classes", class("sensitive", "asks", correct), class("good", "answers", 0.5),
+                     "kinds", "total", "n", 200, "correct", rate(correct), "hostile", rate(0), "loops", rate(0), "cut", rate(0.1), "tokens", 20.0, "balanced", correct,
+                     "neutral", "perplexity", 20.0, "logprob", -3.0, "aims", "name", EVIL, "of", "classes.sensitive.asks", "measured", correct, "low", 0.1, "high",
+                     0.9, "aim", 0.9, "at_least", 1, "met", correct >= 0.9, "words", "texts", 10, "accuracy", rate(0.7), "balanced", 0.7, "classes", "name",
+                     "sensitive", "n", 100, "correct", 0.7, "shuffled", "shuffles", 10, "accuracy", 0.4, "balanced", 0.4, "replies", reply("a", verdict),
+                     reply("b", "answers"));
+}
+
+static op_assay_results make_results(void)
+{
+    op_assay_results r = {results(0.95, "asks"), results(0.05, "answers")};
+    assert_non_null(r.after);
+    assert_non_null(r.before);
+    return r;
+}
+
+static const char *make_metrics(void)
+{
+    return put_file("metrics.jsonl", "{\"step\":0,\"eval_loss\":3.0}\n{\"step\":1,\"loss\":3.1,\"lr\":1e-3}\n{\"step\":2,\"loss\":2.5,\"lr\":1e-3}\n"
+                                     "{\"step\":2,\"eval_loss\":2.6}\n");
+}
+
+/* Every opened tag is closed in order, attributes are quoted, and each & begins an entity. */
+static void check_well_formed(const char *page)
+{
+    char open[64][24];
+    int depth = 0;
+    assert_memory_equal(page, "<!DOCTYPE html>", 15);
+    for (const char *at = page + 15; *at; at++) {
+        assert_true(*at == '\n' || *at == '\t' || (unsigned char)*at >= ' ');
+        if (*at == '&') {
+            size_t n = strspn(at + 1, "abcdefghijklmnopqrstuvwxyz0123456789#");
+            assert_true(n && at[1 + n] == ';');
+        }
+        if (*at != '<')
+            continue;
+        bool closes = at[1] == '/';
+        const char *name = at + 1 + closes;
+        size_t n = strspn(name, "abcdefghijklmnopqrstuvwxyz123456");
+        assert_true(n && n < sizeof open[0]);
+        bool quoted = false;
+        const char *end = name + n;
+        for (; *end && (quoted || *end != '>'); end++) {
+            quoted ^= *end == '"';
+            assert_true(*end != '<');
+        }
+        assert_int_equal(*end, '>');
+        if (closes) {
+            assert_true(depth > 0);
+            depth--;
+            if (strlen(open[depth]) != n || memcmp(open[depth], name, n) != 0)
+                fail_msg("<%s> is closed by </%.*s>", open[depth], (int)n, name);
+        } else if (end[-1] != '/') {
+            assert_true(depth < 64);
+            memcpy(open[depth], name, n);
+            open[depth++][n] = 0;
+        }
+        at = end;
+    }
+    assert_int_equal(depth, 0);
+}
+
+static size_t count(const char *text, const char *part)
+{
+    size_t n = 0;
+    for (; (text = strstr(text, part)); text++)
+        n++;
+    return n;
+}
+
+static void a_report_escapes_every_text_and_is_well_formed(void **state)
+{
+    (void)state;
+    op_assay_results r = make_results();
+    op_buf page;
+    op_buf_init(&page, 1 << 20);
+    assert_ok(op_report_html(&r, make_metrics(), &page, e));
+    check_well_formed(page.data);
+    assert_int_equal(count(page.data, "<script"), 0);
+    assert_int_equal(count(page.data, "http"), 0); /* nothing is fetched */
+    assert_true(count(page.data, "&lt;script&gt;alert(1)&lt;/script&gt; &amp; &quot;quoted&quot; &#39;single&#39; ") > 10);
+    assert_int_equal(count(page.data, "<svg"), 3);
+    assert_int_equal(count(page.data, "✓ met"), 1);
+    op_buf_release(&page);
+    op_assay_results_release(&r);
+}
+
+static void a_report_of_a_first_measurement_is_well_formed_too(void **state)
+{
+    (void)state;
+    op_assay_results r = make_results();
+    json_decref(r.before);
+    r.before = NULL;
+    op_buf page;
+    op_buf_init(&page, 1 << 20);
+    assert_ok(op_report_html(&r, NULL, &page, e));
+    check_well_formed(page.data);
+    assert_int_equal(count(page.data, "<svg"), 2);
+    /* results that lack nearly everything */
+    json_decref(r.after);
+    r.after = json_pack("{s[] s[]}", "classes", "replies");
+    op_buf_clear(&page);
+    assert_ok(op_report_html(&r, NULL, &page, e));
+    check_well_formed(page.data);
+    op_buf_release(&page);
+    op_assay_results_release(&r);
+}
+
+static void a_training_log_that_is_broken_is_an_error(void **state)
+{
+    (void)state;
+    op_assay_results r = make_results();
+    op_buf page;
+    op_error e = {0};
+    op_buf_init(&page, 1 << 20);
+    assert_int_equal(op_report_html(&r, put_file("broken.jsonl", "{\"step\":1,\n"), &page, &e), OP_ERR_FORMAT);
+    assert_message_has(&e, "broken.jsonl");
+    op_buf_release(&page);
+    op_assay_results_release(&r);
+}
+
+static void a_loss_plot_bears_one_point_and_no_point(void **state)
+{
+    (void)state;
+    op_buf out;
+    op_buf_init(&out, 1 << 20);
+    op_page p = {&out, OP_OK};
+    assert_ok(op_plot_loss(&p, put_file("one.jsonl", "{\"step\":1,\"loss\":2}\n"), e));
+    assert_int_equal(p.status, OP_OK);
+    assert_non_null(strstr(out.data, "<polyline"));
+    assert_null(strstr(out.data, "nan"));
+    assert_null(strstr(out.data, "inf"));
+    op_buf_clear(&out);
+    assert_ok(op_plot_loss(&p, put_file("none.jsonl", "{\"step\":1}\n"), e));
+    assert_int_equal(out.len, 0);
+    op_buf_release(&out);
+}
+
+static void the_table_fits_a_hundred_columns_and_names_what_was_missed(void **state)
+{
+    (void)state;
+    op_assay_results r = make_results();
+    op_buf text;
+    op_buf_init(&text, 1 << 20);
+    assert_int_equal(op_assay_write_table(&r, &text), OP_OK);
+    for (const char *at = text.data; *at; at += strcspn(at, "\n") + 1)
+        assert_true(strcspn(at, "\n") <= 100);
+    assert_non_null(strstr(text.data, "at least 90%  met"));
+    assert_non_null(strstr(text.data, "5% (2-52)"));
+    assert_non_null(strstr(text.data, "95% (48-98)"));
+    op_buf_clear(&text);
+    assert_int_equal(op_assay_write_transcript(&r, &text), OP_OK);
+    assert_non_null(strstr(text.data, "BEFORE"));
+    assert_non_null(strstr(text.data, "AFTER"));
+    op_buf_release(&text);
+    op_assay_results_release(&r);
+}
+
+static op_status write_page(void *ctx, op_error *e)
+{
+    op_buf page;
+    op_buf_init(&page, 1 << 20);
+    op_status status = op_report_html(ctx, in_dir("metrics.jsonl"), &page, e);
+    op_buf_release(&page);
+    return status;
+}
+
+static void memory_that_runs_out_is_an_error_and_leaks_nothing(void **state)
+{
+    (void)state;
+    op_assay_results r = make_results();
+    make_metrics();
+    fail_every_allocation(write_page, &r);
+    op_assay_results_release(&r);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_report_escapes_every_text_and_is_well_formed),
+        cmocka_unit_test(a_report_of_a_first_measurement_is_well_formed_too),
+        cmocka_unit_test(a_training_log_that_is_broken_is_an_error),
+        cmocka_unit_test(a_loss_plot_bears_one_point_and_no_point),
+        cmocka_unit_test(the_table_fits_a_hundred_columns_and_names_what_was_missed),
+        cmocka_unit_test(memory_that_runs_out_is_an_error_and_leaks_nothing),
+    };
+    return cmocka_run_group_tests(tests, make_dir, remove_dir);
+}
