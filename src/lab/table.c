@@ -19,7 +19,7 @@ static void format_rate(const json_t *rate, char out[32])
 
 static op_status row(const op_assay_results *r, op_buf *out, const char *name, const char *before, const char *after, const char *note)
 {
-    op_status status = op_buf_printf(out, "  %-*s", FIRST, name);
+    op_status status = op_buf_printf(out, "  %-*.*s", FIRST, FIRST, name);
     if (!status && r->before)
         status = op_buf_printf(out, "%-*s", CELL, before);
     if (status)
