@@ -560,7 +560,7 @@ static void run_for(jinja *j, const node *n)
     j->frame = base;
     if (n->c) {
         value kept = op_value_list(j, 0);
-        for (size_t i = 0; i < all->n && !j->status; i++) {
+        for (size_t i = 0; i < all->n && step(j, n->line); i++) {
             j->n_variables = base;
             assign(j, n->a, all->items[i]);
             if (op_value_is_true(op_jinja_eval(j, n->c)))
@@ -568,11 +568,8 @@ static void run_for(jinja *j, const node *n)
         }
         items = kept.list;
     }
-    /* The list may be the template's own and change under us only by being replaced, never in place. */
-    for (size_t i = 0; i < items->n && !j->status; i++) {
-        loop *l = op_jinja_alloc(j, sizeof *l);
-        if (!l)
-            break;
+    loop *l = op_jinja_alloc(j, sizeof *l);
+    for (size_t i = 0; l && i < items->n && step(j, n->line); i++) {
         *l = (loop){items, i};
         j->n_variables = base;
         push_variable(j, loop_name, (value){.kind = V_LOOP, .loop = l});

@@ -53,6 +53,8 @@ static op_status add(op_normal *x, const char *bytes, size_t n, uint32_t from, u
 /* Appends bytes i..j-1 of another piece with their places. */
 static op_status copy(op_normal *x, const op_normal *y, size_t i, size_t j)
 {
+    if (i == j)
+        return OP_OK;
     if (reserve(x, j - i))
         return OP_ERR_NOMEM;
     memcpy(x->bytes + x->n, y->bytes + i, j - i);
