@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 #include <operant/buf.h>
+#include <operant/file.h>
 #include <operant/status.h>
 
 /* A read-only map of a whole regular file. data is never NULL after success, even of an empty file. */
@@ -37,19 +38,5 @@ op_status op_file_write(op_file *f, const void *bytes, size_t n, op_error *e);
 op_status op_file_zeros(op_file *f, size_t n, op_error *e);
 op_status op_file_commit(op_file *f, op_error *e);
 void op_file_abort(op_file *f);
-
-/* The three steps at once. */
-op_status op_file_put(const char *path, const void *bytes, size_t n, op_error *e);
-
-/* As mkdir -p, with mode 0777 less the umask. */
-op_status op_dir_make(const char *path, op_error *e);
-/* Renames a file or directory and makes it durable; an existing file is replaced. */
-op_status op_path_rename(const char *from, const char *to, op_error *e);
-/* Removes a file, or a directory with all it holds (links are not followed); what does not exist is fine. */
-op_status op_path_remove(const char *path, op_error *e);
-bool op_path_exists(const char *path);
-bool op_path_is_dir(const char *path);
-/* "dir/name" as a new string (op_free); NULL when memory is out. */
-char *op_path_join(const char *dir, const char *name);
 
 #endif

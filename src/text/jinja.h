@@ -23,7 +23,7 @@
 #define JINJA_SOURCE_MAX ((size_t)1 << 20) /* bytes of a template */
 #define JINJA_DEPTH_MAX 100                /* nesting of blocks and brackets */
 #define JINJA_EVAL_MAX 1000                /* nesting of what is evaluated, macro calls included */
-#define JINJA_STEPS_MAX 20000000           /* nodes visited in one rendering */
+#define JINJA_STEPS_MAX 5000000            /* nodes visited in one rendering */
 #define JINJA_POOL_MAX ((size_t)256 << 20) /* bytes of values in one rendering */
 #define JINJA_RANGE_MAX 100000
 

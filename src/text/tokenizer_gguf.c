@@ -1,4 +1,5 @@
 /* Reads a tokenizer from GGUF metadata: tokenizer.ggml.* and tokenizer.chat_template. */
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -144,10 +145,12 @@ static op_status merge_scores(op_tokenizer *t, const op_tensors *g, const op_loo
                                  .id = id, .n_left = characters(text, k), .n_right = characters(text + k, len - k)};
         }
     }
-    qsort(list, n, sizeof *list, by_left);
+    if (n)
+        qsort(list, n, sizeof *list, by_left);
     for (size_t i = 0; i < n; i++)
         list[i].order = (uint32_t)i;
-    qsort(list, n, sizeof *list, by_score);
+    if (n)
+        qsort(list, n, sizeof *list, by_score);
     s = op_bpe_resize(&t->bpe, n);
     for (size_t i = 0; !s && i < n; i++)
         op_bpe_merge(&t->bpe, list[i].left, list[i].right, list[i].id, (uint32_t)i);
@@ -176,6 +179,9 @@ static op_status read_all(op_tokenizer *t, const op_tensors *g, op_error *e)
         if (op_tensors_meta_array(g, KEY("scores")) != (size_t)t->texts.n)
             return op_error_set(e, OP_ERR_FORMAT, KEY("scores") ": %zu scores for %d tokens",
                                 op_tensors_meta_array(g, KEY("scores")), t->texts.n);
+        for (int32_t i = 0; i < t->texts.n; i++)
+            if (!isfinite(op_tensors_meta_array_float(g, KEY("scores"), (size_t)i)))
+                return op_error_set(e, OP_ERR_FORMAT, KEY("scores") ": the score of token %d is not a finite number", i);
         t->bpe.byte_fallback = t->bpe.fuse_unk = t->decode_bytes = t->decode_meta = true;
         t->strip_space = prefix != 0;
         if (prefix)

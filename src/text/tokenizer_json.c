@@ -225,12 +225,12 @@ static op_status read_template(const reader *r, const json_t *x)
         if (!json_is_array(ids))
             return op_error_set(r->e, OP_ERR_FORMAT, "%s: post_processor: no ids for '%s'", r->name, token);
         for (size_t k = 0; (id = json_array_get(ids, k)); k++) {
-            int32_t value = (int32_t)json_integer_value(id);
+            json_int_t value = json_integer_value(id);
             int *n = after ? &t->n_after : &t->n_before;
             if (*n == OP_AFFIX_MAX || value < 0 || value >= t->texts.n)
-                return op_error_set(r->e, OP_ERR_FORMAT, "%s: post_processor: id %d of '%s' is out of range or one too many",
-                                    r->name, value, token);
-            (after ? t->after : t->before)[(*n)++] = value;
+                return op_error_set(r->e, OP_ERR_FORMAT, "%s: post_processor: id %lld of '%s' is out of range or one too many",
+                                    r->name, (long long)value, token);
+            (after ? t->after : t->before)[(*n)++] = (int32_t)value;
         }
     }
     return s;

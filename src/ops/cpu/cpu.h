@@ -10,6 +10,7 @@
 
 void op_cpu_products(op_ops *t); /* by t->act */
 void op_cpu_products_release(void);
+const char *op_cpu_onednn_version(void); /* "2.6.3" */
 
 #define OP_CPU_LEVEL(act, level)                                                                                       \
     void op_cpu_rows_##act##_##level(op_ops *t);                                                                       \

@@ -7,6 +7,7 @@
  * were rounded to bf16, so that the results mean the same. */
 #include <oneapi/dnnl/dnnl.h>
 #include <omp.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "base/mem.h"
@@ -488,6 +489,14 @@ void op_cpu_products_release(void)
         dnnl_engine_destroy(engine);
     stream = NULL;
     engine = NULL;
+}
+
+const char *op_cpu_onednn_version(void)
+{
+    static char text[32];
+    const dnnl_version_t *v = dnnl_version();
+    snprintf(text, sizeof text, "%d.%d.%d", v->major, v->minor, v->patch);
+    return text;
 }
 
 const char *op_ops_product_isa(void)

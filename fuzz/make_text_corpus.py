@@ -1,0 +1,38 @@
+#!/usr/bin/env python3
+"""Makes the seeds of the tokenizer, template and dataset targets. Run it in this folder."""
+import json
+import pathlib
+import re
+
+fixtures = pathlib.Path("../tests/text/fixtures")
+
+
+def put(target, name, data):
+    folder = pathlib.Path("corpus") / target
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(data if isinstance(data, bytes) else data.encode())
+
+
+MODEL = {"type": "BPE", "unk_token": None, "vocab": {"a": 0, "b": 1, "ab": 2, "Ġ": 3, "Ġa": 4, "<unk>": 5, "<0x41>": 6, "▁": 7, "▁a": 8}, "merges": ["a b", ["Ġ", "a"]]}
+TEXT = "<|>ab a'Ll 12\n <s>é e\u0301 ▁a 日"
+for kind in ("gpt2", "smollm", "qwen2", "llama3", "tekken", "llama2", "metaspace", "added"):
+    j = json.loads((fixtures / (kind + ".json")).read_text(encoding="utf-8"))
+    sp = kind in ("llama2", "metaspace")
+    vocab = {"<unk>": 0, "a": 1, "▁": 2, "▁a": 3, "<0x41>": 4} if sp else {"a": 0, "b": 1, "ab": 2, "Ġ": 3, "Ġa": 4}
+    j["model"]["vocab"] = vocab
+    j["model"]["merges"] = [["▁", "a"]] if sp else ["a b", "Ġ a"]
+    j["added_tokens"] = [dict(a, id=9 + i) for i, a in enumerate(j["added_tokens"][:3])]
+    for p in [j["post_processor"] or {}] + (j["post_processor"] or {}).get("processors", []):
+        for token in p.get("special_tokens", {}).values():
+            token["ids"] = [9]
+    put("tokenizer", kind, json.dumps(j, ensure_ascii=False, separators=(",", ":")) + TEXT)
+
+for i, line in enumerate((fixtures / "templates.jsonl").read_text(encoding="utf-8").split("\n")):
+    if line and i % 3 == 0:
+        put("template", "t%02d" % i, json.loads(line)["template"])
+put("template", "vars", "{% for m in messages %}{{ m }}{% endfor %}\0" + '{"messages":[1,"a",{"b":null}]}')
+
+test = pathlib.Path("../tests/text/test_dataset.c").read_text(encoding="utf-8")
+for i, words in enumerate(re.findall(r'assert_(?:example|refused)\(((?:\s*"(?:[^"\\]|\\.)*")+)', test)):
+    parts = re.findall(r'"((?:[^"\\]|\\.)*)"', words)
+    put("dataset", "d%02d" % i, "".join(parts).replace('\\"', '"').replace("\\\\", "\\").replace("\\xc3\\xa9", "é") + "\n")

@@ -1,0 +1,65 @@
+/* cli/cli.h: what the verbs share. stdout is data, stderr is progress and messages. Only this folder prints and exits. */
+#ifndef OP_CLI_CLI_H
+#define OP_CLI_CLI_H
+
+#include <signal.h>
+#include <stdbool.h>
+#include <stdio.h>
+
+#include <operant/chat.h>
+#include <operant/config.h>
+#include <operant/model.h>
+#include <operant/tokenizer.h>
+
+/* Exit codes: 0 done, 1 failed, 2 called wrongly, 130 interrupted. */
+typedef struct cli_command {
+    const char *name;
+    const char *summary;   /* one line */
+    const char *usage;     /* what stands after "operant NAME" */
+    const char *help;      /* paragraphs and examples */
+    const op_option *table; /* its settings; NULL: none */
+    int (*run)(const struct cli_command *c, int argc, char **argv);
+} cli_command;
+
+extern const cli_command cli_assay, cli_bench, cli_chat, cli_env, cli_export, cli_generate, cli_inspect, cli_preprocess, cli_score, cli_train;
+
+/* ---- arguments: --config FILE, key=value, --key value, --json, --help, and words that are none of these ---- */
+typedef struct cli_args {
+    bool json;
+    const char *words[8];
+    int n_words;
+} cli_args;
+
+/* Initialises `settings` from the command's table and reads the arguments. Exits by itself on --help (0) and on a mistake (2). */
+cli_args cli_parse(const cli_command *c, void *settings, int argc, char **argv);
+void cli_print_help(const cli_command *c, FILE *out);
+
+/* ---- messages ---- */
+int cli_fail(const op_error *e);                        /* prints "operant: message", returns 1 or 130 */
+int cli_usage_error(const cli_command *c, const char *format, ...) OP_PRINTF(2, 3); /* prints it and where help is, returns 2 */
+bool cli_colour(FILE *f);                               /* a terminal, and NO_COLOR is not set */
+
+/* One line that is written over on a terminal, and now and then a plain line elsewhere. `last` ends it. */
+void cli_progress(bool last, const char *format, ...) OP_PRINTF(2, 3);
+const char *cli_eta(double seconds, char room[32]);     /* "3m12s" */
+
+/* Set by Ctrl-C; a second Ctrl-C ends the program at once. */
+extern volatile int cli_stop;
+
+/* ---- a model with its words ---- */
+typedef struct cli_subject {
+    op_model *model;
+    op_tokenizer *tokenizer;
+    op_template *tmpl;  /* NULL: the model has no chat template */
+    op_chat chat;
+} cli_subject;
+
+/* dtype: 0 auto, 1 f32, 2 bf16. On failure nothing is held. */
+op_status cli_open(cli_subject *s, const char *path, int dtype, op_trainable trainable, op_error *e);
+void cli_close(cli_subject *s);
+op_dtype cli_dtype(int dtype);
+
+/* The ids of a line's prompt: `messages` through the chat template, or `prompt` as plain text with the tokenizer's affixes. */
+op_status cli_encode_prompt(const cli_subject *s, json_t *line, op_tokens *out, op_error *e);
+
+#endif

@@ -1,0 +1,80 @@
+#include <operant/export.h>
+
+#include <string.h>
+
+#include <operant/file.h>
+#include <operant/model.h>
+#include <operant/tokenizer.h>
+
+#include "base/mem.h"
+#include "io/gguf.h"
+#include "io/json.h"
+#include "model/gguf_out.h"
+#include "text/gguf_out.h"
+
+static op_status write_gguf(const op_model *m, const op_tokenizer *t, const char *path, op_dtype dtype, op_error *e)
+{
+    op_gguf_writer *w = op_gguf_writer_new();
+    if (!w)
+        return op_error_set(e, OP_ERR_NOMEM, "out of memory");
+    void *sources = NULL;
+    op_status s = op_model_put_gguf(m, w, dtype, &sources, e);
+    if (!s)
+        s = op_tokenizer_put_gguf(t, w, op_model_get_config(m)->vocab, e);
+    if (!s)
+        s = op_gguf_save(w, path, e);
+    op_free(sources);
+    op_gguf_writer_free(w);
+    return s;
+}
+
+/* The base that the adapter directory names. */
+static op_status base_of(const char *model, char **base, op_error *e)
+{
+    char *path = op_path_join(model, "adapter_config.json");
+    json_t *json = NULL;
+    const char *name;
+    op_status s = path ? op_json_read(&json, path, e) : op_error_set(e, OP_ERR_NOMEM, "out of memory");
+    if (!s && !(s = op_json_get_string(json, "base_model_name_or_path", true, &name, path, e)) && !(*base = op_strdup(name)))
+        s = op_error_set(e, OP_ERR_NOMEM, "out of memory");
+    json_decref(json);
+    op_free(path);
+    return s;
+}
+
+static op_status write_peft(const op_model *m, const char *model, const char *dir, op_error *e)
+{
+    if (!op_model_adapter_count(m))
+        return op_error_set(e, OP_ERR_ARG, "%s: holds no adapter; format peft wants the run directory of a LoRA training", model);
+    char *base = NULL;
+    op_status s = base_of(model, &base, e);
+    if (!s)
+        s = op_model_adapter_save(m, op_model_adapter_count(m) - 1, dir, base, e);
+    op_free(base);
+    return s;
+}
+
+op_status op_export(const char *model, op_export_format format, const char *output, op_dtype dtype, op_error *e)
+{
+    if (dtype != OP_F32 && dtype != OP_F16 && dtype != OP_BF16 && !(dtype == OP_Q8_0 && format == OP_EXPORT_GGUF))
+        return op_error_set(e, OP_ERR_ARG, "type of the weights: expected f32, f16 or bf16, or q8_0 for gguf");
+    op_model *m = NULL;
+    op_tokenizer *t = NULL;
+    op_status s = op_tokenizer_open(&t, model, e);
+    if (!s)
+        s = op_model_open(&m, model, &(op_model_options){.act = OP_F32}, e);
+    if (!s && format != OP_EXPORT_PEFT)
+        for (int32_t i = 0; i < op_model_adapter_count(m) && !s; i++)
+            s = op_model_adapter_merge(m, i, e);
+    if (!s && format != OP_EXPORT_GGUF)
+        s = op_dir_make(output, e);
+    if (!s)
+        s = format == OP_EXPORT_HF     ? op_model_save(m, output, dtype, e)
+            : format == OP_EXPORT_PEFT ? write_peft(m, model, output, e)
+                                       : write_gguf(m, t, output, dtype, e);
+    if (!s && format != OP_EXPORT_GGUF)
+        s = op_tokenizer_save(t, output, e);
+    op_model_free(m);
+    op_tokenizer_free(t);
+    return s;
+}
