@@ -82,7 +82,7 @@ static op_status class_rows(const op_assay_results *r, op_buf *out)
                 meaning = op_class_meaning(k);
         snprintf(name, sizeof name, "%s (%s)", meaning, op_view_string(class, "right"));
         snprintf(path, sizeof path, "classes.%s.correct", op_view_string(class, "name"));
-        snprintf(note, sizeof note, "%3.0f %3.0f %3.0f %3.0f", op_view_number(class, "asks.k"), op_view_number(class, "answers.k"),
+        snprintf(note, sizeof note, "%3.0f %3.0f %3.0f %4.0f", op_view_number(class, "asks.k"), op_view_number(class, "answers.k"),
                  op_view_number(class, "declines.k"), op_view_number(class, "silent.k"));
         if (!status)
             status = rate_row(r, out, name, path, note);
@@ -101,7 +101,7 @@ op_status op_assay_write_table(const op_assay_results *r, op_buf *out)
     if (!status)
         status = op_buf_puts(out, "\n");
     if (!status)
-        status = row(r, out, "RIGHT REPLIES, BY CLASS OF PROMPT", "before", after, "ask answer decline none");
+        status = row(r, out, "RIGHT REPLIES, BY CLASS OF PROMPT", "before", after, "ask ans dec none");
     if (!status)
         status = class_rows(r, out);
     if (!status)
