@@ -45,7 +45,7 @@ typedef struct op_cases {
 
 /* The classes, in the order of reports; NULL past the last. */
 const char *op_class_name(size_t i);
-const char *op_class_meaning(size_t i); /* a few words */
+const char *op_class_meaning(const char *name); /* a few words; an unknown name itself */
 /* OP_REPLY_COUNT: no such class. scope as in op_assay_options. */
 op_reply op_class_right(const char *name, int scope);
 

@@ -41,20 +41,12 @@ static void dot(op_page *p, const char *class, double x, double y, const char *t
 static void percent_axis(op_page *p, int height)
 {
     for (int k = 0; k <= 100; k += 25) {
-        char text[8];
+        char text[16];
         snprintf(text, sizeof text, "%d%%", k);
         double x = LEFT + PLOT * k / 100.0;
         line(p, "grid", x, TOP, x, height);
         label(p, x, height + 16, "tick", k == 100 ? "end" : "middle", text);
     }
-}
-
-static const char *meaning(const char *class)
-{
-    for (size_t k = 0; op_class_name(k); k++)
-        if (!strcmp(op_class_name(k), class))
-            return op_class_meaning(k);
-    return class;
 }
 
 /* ---- rates ---- */
@@ -96,7 +88,7 @@ void op_plot_rates(op_page *p, const op_assay_results *r)
         double y = TOP + ROW * ((double)i + 0.5);
         char path[80];
         snprintf(path, sizeof path, "classes.%s.correct", op_view_string(class, "name"));
-        label(p, LEFT - 12, y - 1, "name", "end", meaning(op_view_string(class, "name")));
+        label(p, LEFT - 12, y - 1, "name", "end", op_class_meaning(op_view_string(class, "name")));
         label(p, LEFT - 12, y + 12, "tick", "end", op_view_string(class, "right"));
         rate_mark(p, op_view(r->before, path), "before", y - (r->before ? 6 : 0));
         rate_mark(p, op_view(class, "correct"), "after", y + (r->before ? 6 : 0));
@@ -145,7 +137,7 @@ void op_plot_verdicts(op_page *p, const op_assay_results *r)
     json_array_foreach((json_t *)classes, i, class) {
         double y = TOP + row * (double)i + 6;
         const json_t *before = op_list_find(op_view(r->before, "classes"), "name", op_view_string(class, "name"));
-        label(p, LEFT - 56, y + 13, "name", "end", meaning(op_view_string(class, "name")));
+        label(p, LEFT - 56, y + 13, "name", "end", op_class_meaning(op_view_string(class, "name")));
         if (r->before) {
             label(p, LEFT - 8, y + 13, "tick", "end", "before");
             label(p, LEFT - 8, y + BAR + 15, "tick", "end", "after");

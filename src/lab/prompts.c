@@ -29,9 +29,12 @@ const char *op_class_name(size_t i)
     return i < CLASSES ? classes[i].name : NULL;
 }
 
-const char *op_class_meaning(size_t i)
+const char *op_class_meaning(const char *name)
 {
-    return i < CLASSES ? classes[i].meaning : NULL;
+    for (size_t i = 0; i < CLASSES; i++)
+        if (!strcmp(name, classes[i].name))
+            return classes[i].meaning;
+    return name;
 }
 
 op_reply op_class_right(const char *name, int scope)

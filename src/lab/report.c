@@ -38,14 +38,6 @@ static const char style[] =
     "td code{white-space:normal}.wide td{white-space:normal;text-align:left}"
     "@media print{body{max-width:none;padding:0;font-size:11pt}h2{break-after:avoid}figure,.talk,tr{break-inside:avoid}}";
 
-static const char *meaning(const char *class)
-{
-    for (size_t k = 0; op_class_name(k); k++)
-        if (!strcmp(op_class_name(k), class))
-            return op_class_meaning(k);
-    return class;
-}
-
 /* ---- cells ---- */
 
 static void cell_rate(op_page *p, const json_t *rate)
@@ -237,7 +229,7 @@ static void class_tables(op_page *p, const op_assay_results *r)
     comparison_head(p, r, "right replies");
     json_array_foreach((json_t *)op_view(r->after, "classes"), i, class) {
         snprintf(path, sizeof path, "classes.%s.correct", op_view_string(class, "name"));
-        snprintf(name, sizeof name, "%s: %s (n = %.0f)", meaning(op_view_string(class, "name")), op_view_string(class, "right"), op_view_number(class, "n"));
+        snprintf(name, sizeof name, "%s: %s (n = %.0f)", op_class_meaning(op_view_string(class, "name")), op_view_string(class, "right"), op_view_number(class, "n"));
         rate_row(p, r, name, path);
     }
     json_array_foreach((json_t *)op_view(r->after, "kinds"), i, class) {
@@ -288,7 +280,7 @@ static void likelihood_table(op_page *p, const op_assay_results *r)
         if (!op_view(class, "likelihood"))
             continue;
         op_page_put(p, "<tr>");
-        op_page_element(p, "td", meaning(name));
+        op_page_element(p, "td", op_class_meaning(name));
         op_page_put(p, "<td>%.0f</td>", op_view_number(class, "likelihood.n"));
         snprintf(path, sizeof path, "likelihood.likeliest.%.20s", right);
         cell_rate(p, op_view(class, path));
@@ -316,7 +308,7 @@ static void words_table(op_page *p, const op_assay_results *r)
         char path[80];
         snprintf(path, sizeof path, "classes.%s.correct.rate", op_view_string(class, "name"));
         op_page_put(p, "<tr>");
-        op_page_element(p, "td", meaning(op_view_string(class, "name")));
+        op_page_element(p, "td", op_class_meaning(op_view_string(class, "name")));
         cell_number(p, 100 * op_view_number(class, "correct"), "%", 1);
         cell_number(p, 100 * op_view_number(r->after, path), "%", 1);
         op_page_put(p, "</tr>\n");
@@ -379,7 +371,7 @@ static void transcripts(op_page *p, const op_assay_results *r)
     json_array_foreach((json_t *)op_view(r->after, "classes"), i, class) {
         const char *name = op_view_string(class, "name");
         op_page_put(p, "<h3>");
-        op_page_text(p, meaning(name));
+        op_page_text(p, op_class_meaning(name));
         op_page_put(p, ": ");
         op_page_text(p, op_view_string(class, "right"));
         op_page_put(p, "</h3>\n");

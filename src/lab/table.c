@@ -76,11 +76,7 @@ static op_status class_rows(const op_assay_results *r, op_buf *out)
     op_status status = OP_OK;
     json_array_foreach((json_t *)op_view(r->after, "classes"), i, class) {
         char name[80], path[80], note[80];
-        const char *meaning = "";
-        for (size_t k = 0; op_class_name(k); k++)
-            if (!strcmp(op_class_name(k), op_view_string(class, "name")))
-                meaning = op_class_meaning(k);
-        snprintf(name, sizeof name, "%s (%s)", meaning, op_view_string(class, "right"));
+        snprintf(name, sizeof name, "%s (%s)", op_class_meaning(op_view_string(class, "name")), op_view_string(class, "right"));
         snprintf(path, sizeof path, "classes.%s.correct", op_view_string(class, "name"));
         snprintf(note, sizeof note, "%3.0f %3.0f %3.0f %4.0f", op_view_number(class, "asks.k"), op_view_number(class, "answers.k"),
                  op_view_number(class, "declines.k"), op_view_number(class, "silent.k"));

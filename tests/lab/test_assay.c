@@ -262,6 +262,25 @@ static void a_measurement_that_is_stopped_writes_nothing(void **state)
     op_config_release(&o, op_assay_table);
 }
 
+/* Thousands of allocations, most of them alike: a sample of them, every one near the start. */
+static void memory_that_runs_out_is_an_error_and_leaks_nothing(void **state)
+{
+    (void)state;
+    op_status status = OP_ERR_NOMEM;
+    for (long n = 0; status; n += 1 + n / 16) {
+        op_assay_options o = tiny_options("memory");
+        op_assay_results r;
+        op_error e = {0};
+        op_alloc_fail_from(n);
+        status = op_assay_run(&o, NULL, &r, &e);
+        op_alloc_fail_from(-1);
+        if (status && status != OP_ERR_NOMEM)
+            fail_msg("allocation %ld: %s: %s", n, op_status_string(status), e.message);
+        op_assay_results_release(&r);
+        op_config_release(&o, op_assay_table);
+    }
+}
+
 static void the_real_model_answers_what_it_was_never_taught_to_ask_about(void **state)
 {
     (void)state;
@@ -297,6 +316,7 @@ int main(void)
         cmocka_unit_test(a_before_that_measured_something_else_is_refused),
         cmocka_unit_test(settings_that_are_missing_are_named),
         cmocka_unit_test(a_measurement_that_is_stopped_writes_nothing),
+        cmocka_unit_test(memory_that_runs_out_is_an_error_and_leaks_nothing),
         cmocka_unit_test(the_real_model_answers_what_it_was_never_taught_to_ask_about),
     };
     return cmocka_run_group_tests(tests, make_model, remove_dir);
