@@ -255,7 +255,8 @@ static void a_stopped_run_says_so_and_goes_on_to_the_same_weights(void **state)
     (void)state;
     char *dir = join(root, "stopped"), *whole = join(root, "whole");
     op_sft_options o;
-    settings(&o, dir, NULL);
+    static const char *const words[] = {"dtype=bf16", "threads=2", NULL};
+    settings(&o, dir, words);
     watch w = {0};
     const op_sft_callbacks callbacks = {&w, on_plan, on_progress, &w.stop};
     op_train_result result;
@@ -268,9 +269,9 @@ static void a_stopped_run_says_so_and_goes_on_to_the_same_weights(void **state)
     assert_int_equal(w.plan.steps, 12);
     assert_int_equal(result.step, 5);
     assert_false(exists(dir, "model.safetensors"));
-    assert_ok(run(dir, NULL, &result, e));
+    assert_ok(run(dir, words, &result, e));
     assert_int_equal(result.resumed_from, 5);
-    assert_ok(run(whole, NULL, &result, e));
+    assert_ok(run(whole, words, &result, e));
     char *a = join(dir, "model.safetensors"), *b = join(whole, "model.safetensors");
     op_map x, y;
     assert_ok(op_map_open(&x, a, e));
