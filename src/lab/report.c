@@ -25,7 +25,7 @@ static const char style[] =
     "th,td{padding:.35rem .6rem;border-bottom:1px solid var(--rule);text-align:right;white-space:nowrap}"
     "th:first-child,td:first-child{text-align:left;white-space:normal;padding-left:0;min-width:9rem}th{color:var(--soft);font-weight:600;white-space:normal;vertical-align:bottom}"
     ".met{color:var(--good);font-weight:600}.missed{color:var(--miss);font-weight:600}"
-    "figure{margin:1rem 0}figcaption{color:var(--soft);font-size:.92rem}svg{display:block;width:100%;height:auto}"
+    "figure{margin:1rem 0;overflow-x:auto}figcaption{color:var(--soft);font-size:.92rem}svg{display:block;width:100%;min-width:32rem;height:auto}"
     "svg text{fill:var(--ink);font:12px system-ui,sans-serif}svg .tick{fill:var(--soft);font-size:11px}svg .inside{font-size:11px}"
     ".grid{stroke:var(--rule)}.before-line{stroke:var(--past);stroke-width:2}.after-line{stroke:var(--accent);stroke-width:3}"
     ".before{fill:var(--paper);stroke:var(--past);stroke-width:2}.after{fill:var(--accent);stroke:var(--accent)}"
@@ -36,6 +36,7 @@ static const char style[] =
     ".reply{border-left:3px solid var(--past);padding-left:.7rem}.reply.now{border-color:var(--accent)}"
     "code,pre{font:.86rem/1.5 ui-monospace,monospace;overflow-wrap:anywhere}pre{background:var(--card);border:1px solid var(--rule);border-radius:8px;padding:.7rem 1rem;white-space:pre-wrap}"
     "td code{white-space:normal}.wide td{white-space:normal;text-align:left}"
+    "@media(max-width:40rem){th,td{padding:.3rem .35rem}th:first-child,td:first-child{min-width:7rem}}"
     "@media print{body{max-width:none;padding:0;font-size:11pt}h2{break-after:avoid}figure,.talk,tr{break-inside:avoid}}";
 
 /* ---- cells ---- */
@@ -404,14 +405,31 @@ static void fact(op_page *p, const char *name, const json_t *value, const char *
     give_back(dumped);
 }
 
-static void provenance(op_page *p, const op_assay_results *r)
+/* The command that trained, when the directory of metrics.jsonl is that of a run. */
+static void train_command(op_page *p, const char *metrics)
+{
+    const char *slash = metrics ? strrchr(metrics, '/') : NULL;
+    char path[1024];
+    if (!slash || slash - metrics > 900)
+        return;
+    snprintf(path, sizeof path, "%.*s/config.yaml", (int)(slash - metrics), metrics);
+    if (!op_path_exists(path))
+        return;
+    op_page_put(p, "operant train --config ");
+    op_page_text(p, path);
+    op_page_put(p, " resume=none\n");
+}
+
+static void provenance(op_page *p, const op_assay_results *r, const char *metrics)
 {
     static const char *const files[] = {"data", "judge", "candidates", "neutral", "train_file", "reference"};
     const char *key;
     json_t *value;
     op_page_put(p, "<h2>How to repeat it</h2>\n");
-    op_page_element(p, "pre", op_view_string(r->after, "command"));
-    op_page_put(p, "\n<div class=\"scroll\"><table class=\"wide\"><thead><tr><th>what</th><th style=\"text-align:left\">value, and SHA-256 of files and weights</th></tr></thead><tbody>\n");
+    op_page_put(p, "<pre>");
+    train_command(p, metrics);
+    op_page_text(p, op_view_string(r->after, "command"));
+    op_page_put(p, "</pre>\n<div class=\"scroll\"><table class=\"wide\"><thead><tr><th>what</th><th style=\"text-align:left\">value, and SHA-256 of files and weights</th></tr></thead><tbody>\n");
     if (r->before)
         fact(p, "model before", op_view(r->before, "model.path"), op_view_string(r->before, "model.hash"));
     fact(p, "model", op_view(r->after, "model.path"), op_view_string(r->after, "model.hash"));
@@ -449,7 +467,7 @@ op_status op_report_html(const op_assay_results *r, const char *metrics, op_buf 
     likelihood_table(&p, r);
     words_table(&p, r);
     transcripts(&p, r);
-    provenance(&p, r);
+    provenance(&p, r, metrics);
     op_page_put(&p, "</body></html>\n");
     return p.status ? op_error_set(e, p.status, "the report does not fit into memory") : OP_OK;
 }

@@ -105,7 +105,9 @@ static void a_report_escapes_every_text_and_is_well_formed(void **state)
     op_assay_results r = make_results();
     op_buf page;
     op_buf_init(&page, 1 << 20);
+    put_file("config.yaml", "");
     assert_ok(op_report_html(&r, make_metrics(), &page, e));
+    assert_int_equal(count(page.data, "/config.yaml resume=none"), 1);
     check_well_formed(page.data);
     assert_int_equal(count(page.data, "<script"), 0);
     assert_int_equal(count(page.data, "http"), 0); /* nothing is fetched */
