@@ -4,7 +4,7 @@
  *   jinja_parse.c   tokens -> tree
  *   jinja_value.c   values: from JSON, to text as Python writes it, to JSON, comparison
  *   jinja_eval.c    the tree is walked: expressions, statements
- *   jinja_builtin.c filters, tests, methods, global functions
+ *   jinja_filter.c, jinja_test.c, jinja_method.c  what templates call; on strings through jinja_text.h
  *
  * Errors are sticky: the first one is kept in jinja.status and every function returns at once afterwards, so that
  * expressions need no check after each step. Memory comes from a pool that is freed as a whole. */
@@ -209,7 +209,7 @@ value op_jinja_call(jinja *j, int line, value callee, const list *args, const di
 bool op_jinja_lookup(const jinja *j, text name, value *out);
 void op_jinja_set(jinja *j, text name, value v);
 
-/* jinja_builtin.c: numbers of filters and tests by name (-1: unknown), and their application */
+/* jinja_filter.c, jinja_test.c, jinja_method.c: numbers of filters and tests by name (-1: unknown), and their application */
 int op_jinja_filter_find(text name);
 int op_jinja_test_find(text name);
 value op_jinja_filter_apply(jinja *j, int line, int filter, value v, const list *args, const dict *kwargs);

@@ -4,7 +4,7 @@
 #include <operant/chat.h>
 
 #include "base/mem.h"
-#include "text/jinja.h"
+#include "text/jinja_text.h"
 #include "text/unicode.h"
 
 struct op_template {
@@ -130,14 +130,6 @@ value op_jinja_attribute(jinja *j, int line, value of, text name)
     return (value){.kind = V_METHOD, .method = m};
 }
 
-static size_t characters(text t)
-{
-    size_t n = 0;
-    for (size_t i = 0; i < t.n; i++)
-        n += ((unsigned char)t.s[i] & 0xc0) != 0x80;
-    return n;
-}
-
 /* Byte offset of character k. */
 static size_t byte_of(text t, size_t k)
 {
@@ -157,7 +149,7 @@ value op_jinja_item(jinja *j, int line, value of, value key)
     if (found)
         return *found;
     if ((of.kind == V_LIST || of.kind == V_STRING) && (key.kind == V_INT || key.kind == V_BOOL)) {
-        int64_t n = of.kind == V_LIST ? (int64_t)of.list->n : (int64_t)characters(of.s);
+        int64_t n = of.kind == V_LIST ? (int64_t)of.list->n : (int64_t)op_text_characters(of.s);
         int64_t i = key.kind == V_INT ? key.i : key.b;
         i += i < 0 ? n : 0;
         if (i < 0 || i >= n)
