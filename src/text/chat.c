@@ -38,14 +38,25 @@ static op_status put_token(json_t *vars, const char *name, const op_tokenizer *t
     return id < 0 || json_object_set_new(vars, name, json_stringn(bytes, n)) == 0 ? OP_OK : OP_ERR_NOMEM;
 }
 
-/* Renders the first n messages, or of all of them `other` in place of message n if it is not NULL. */
-static op_status render(const chat_job *x, size_t n, json_t *other, bool generation_prompt, op_buf *out)
+static bool has_role(const json_t *message, const char *role)
+{
+    const char *its = json_string_value(json_object_get(message, "role"));
+    return its && strcmp(its, role) == 0;
+}
+
+/* Renders the first n messages. If `other` is not NULL: all of them, with `other` in place of message n, and if `alone` without
+ * what follows it up to the next user's. */
+static op_status render(const chat_job *x, size_t n, json_t *other, bool alone, bool generation_prompt, op_buf *out)
 {
     const op_tokenizer *t = x->c->tokenizer;
     json_t *vars = json_object(), *some = json_array();
     op_status s = vars && some ? OP_OK : OP_ERR_NOMEM;
-    for (size_t i = 0; !s && i < (other ? json_array_size(x->messages) : n); i++)
-        s = json_array_append(some, other && i == n ? other : json_array_get(x->messages, i)) ? OP_ERR_NOMEM : OP_OK;
+    for (size_t i = 0; !s && i < (other ? json_array_size(x->messages) : n); i++) {
+        json_t *message = other && i == n ? other : json_array_get(x->messages, i);
+        alone = alone && !(i > n && has_role(message, "user"));
+        if (!alone || i <= n)
+            s = json_array_append(some, message) ? OP_ERR_NOMEM : OP_OK;
+    }
     if (!s && (json_object_set(vars, "messages", some) || json_object_set(vars, "tools", x->tools ? x->tools : json_null()) ||
                json_object_set(vars, "documents", json_null()) ||
                json_object_set_new(vars, "add_generation_prompt", json_boolean(generation_prompt)) ||
@@ -75,8 +86,10 @@ static bool starts_with(const op_buf *a, const op_buf *b)
 static op_status find_by_change(chat_job *x, size_t i, size_t *begin)
 {
     json_t *other = json_pack("{s:s,s:s}", "role", "assistant", "content", MARKER);
-    op_status s = other ? render(x, i, other, x->generation_prompt, &x->partial)
+    op_status s = other ? render(x, i, other, false, x->generation_prompt, &x->partial)
                         : op_error_set(x->e, OP_ERR_NOMEM, "out of memory while rendering a chat");
+    if (s && s != OP_ERR_NOMEM) /* tool results must follow a call, say: without them */
+        s = render(x, i, other, true, x->generation_prompt, &x->partial);
     json_decref(other);
     if (s)
         return s;
@@ -94,7 +107,7 @@ static op_status find_by_change(chat_job *x, size_t i, size_t *begin)
 /* Where the words of reply i begin in the whole text, found at or after `from`. */
 static op_status find_begin(chat_job *x, size_t i, size_t from, size_t *begin)
 {
-    op_status s = render(x, i, NULL, true, &x->prompt);
+    op_status s = render(x, i, NULL, false, true, &x->prompt);
     if (s == OP_ERR_NOMEM)
         return s;
     if (s) { /* a template may refuse a dialogue that begins with a reply */
@@ -105,7 +118,7 @@ static op_status find_begin(chat_job *x, size_t i, size_t from, size_t *begin)
         *begin = x->prompt.len;
         return OP_OK;
     }
-    s = render(x, i, NULL, false, &x->partial);
+    s = render(x, i, NULL, false, false, &x->partial);
     if (s)
         return s;
     if (x->prompt.len > x->partial.len && starts_with(&x->prompt, &x->partial)) {
@@ -138,7 +151,7 @@ static op_status find_end(chat_job *x, size_t i, size_t begin, size_t *end)
 {
     int32_t id;
     size_t at = 0;
-    op_status s = render(x, i + 1, NULL, false, &x->partial);
+    op_status s = render(x, i + 1, NULL, false, false, &x->partial);
     if (s)
         return s;
     if (starts_with(&x->whole, &x->partial) && x->partial.len >= begin) {
@@ -171,8 +184,7 @@ static op_status find_replies(chat_job *x)
     if (!x->replies)
         return op_error_set(x->e, OP_ERR_NOMEM, "out of memory while rendering a chat");
     for (size_t i = 0; !s && i < n; i++) {
-        const char *role = json_string_value(json_object_get(json_array_get(x->messages, i), "role"));
-        if (!role || strcmp(role, "assistant") != 0)
+        if (!has_role(json_array_get(x->messages, i), "assistant"))
             continue;
         reply r = {.turn = (int32_t)i};
         s = find_begin(x, i, from, &r.begin);
@@ -232,7 +244,7 @@ op_status op_chat_encode(const op_chat *c, json_t *messages, json_t *tools, bool
     op_buf_init(&x.whole, TEXT_MAX);
     op_buf_init(&x.prompt, TEXT_MAX);
     op_buf_init(&x.partial, TEXT_MAX);
-    op_status s = render(&x, json_array_size(messages), NULL, add_generation_prompt, &x.whole);
+    op_status s = render(&x, json_array_size(messages), NULL, false, add_generation_prompt, &x.whole);
     s = s ? s : find_replies(&x);
     for (size_t i = 0; !s && i < x.n_replies; i++) {
         s = encode_piece(&x, at, x.replies[i].begin, -1, out, turns);
