@@ -45,6 +45,7 @@ const char *cli_eta(double seconds, char room[32]);     /* "3m12s" */
 
 /* Set by Ctrl-C; a second Ctrl-C ends the program at once. */
 extern volatile int cli_stop;
+extern const char *cli_stop_words; /* what the first Ctrl-C prints */
 
 /* ---- a model with its words ---- */
 typedef struct cli_subject {

@@ -3,8 +3,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include <operant/env.h>
+#include <operant/file.h>
 #include <operant/generate.h>
 #include <operant/jsonl.h>
 
@@ -32,7 +34,7 @@ static const op_option table[] = {
     {"stop", OP_OPTION_LIST, AT(stop), NULL, 0, 0, NULL, "texts that end a response, comma-separated; they are not part of it"},
     {"seed", OP_OPTION_INT, AT(seed), "1", 0, 0, NULL, "line n draws with seed + n, whatever runs beside it"},
     {"batch", OP_OPTION_INT, AT(batch), "32", 1, 32, NULL, "responses written at the same time"},
-    {"resume", OP_OPTION_BOOL, AT(resume), "false", 0, 0, NULL, "keep the complete lines that an interrupted run left in output.part"},
+    {"resume", OP_OPTION_BOOL, AT(resume), "false", 0, 0, NULL, "keep the lines that an earlier run left in output.part, or in output"},
     {"dtype", OP_OPTION_CHOICE, AT(dtype), "auto", 0, 0, "auto|f32|bf16", "type of activations and products"},
     {"threads", OP_OPTION_INT, AT(threads), "0", 0, 4096, NULL, "0: one a core"},
     {0}};
@@ -40,14 +42,15 @@ static const op_option table[] = {
 typedef struct job {
     const options *o;
     cli_subject subject;
-    json_t *lines;          /* array: the input, in order */
-    op_tokens *prompts;
-    op_request *requests;
+    json_t *lines;          /* the input, in order */
+    size_t n, skip;         /* of them; those that an earlier run already answered */
+    op_tokens *prompts;     /* [n] */
+    op_request *requests;   /* [n]; the first `skip` stay empty */
+    bool *ready;            /* [n] */
     char *stops[16];
     int n_stops;
     FILE *part;
-    size_t next;            /* the first line not yet written */
-    size_t finished;
+    size_t next, finished;  /* the first line not yet written; answered by this run */
     int64_t tokens;
     double started;
     bool failed;
@@ -58,12 +61,6 @@ static double now(void)
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static op_status keep_line(void *ctx, json_t *line, int number, op_error *e)
-{
-    (void)number;
-    return json_array_append(ctx, line) ? op_error_set(e, OP_ERR_NOMEM, "out of memory") : OP_OK;
 }
 
 /* Where the earliest stop text begins in `text`, or its length. */
@@ -77,11 +74,23 @@ static size_t stop_at(const job *j, const char *text, size_t n)
     return n;
 }
 
-static op_verdict check_stop(void *ctx, size_t i, const int32_t *tokens, int32_t n, float logprob)
+static void show(const job *j, bool last)
 {
-    const job *j = ctx;
+    double seconds = now() - j->started;
+    size_t todo = j->n - j->skip;
+    char eta[32];
+    cli_progress(last, "%zu/%zu  %.0f tokens/s  ETA %s", j->finished + j->skip, j->n, (double)j->tokens / seconds,
+                 cli_eta(seconds / (double)j->finished * (double)(todo - j->finished), eta));
+}
+
+/* After every token: counts it and looks for stop texts. */
+static op_verdict after_token(void *ctx, size_t i, const int32_t *tokens, int32_t n, float logprob)
+{
+    job *j = ctx;
     (void)i;
     (void)logprob;
+    j->tokens++;
+    show(j, false);
     if (!j->n_stops)
         return OP_GO;
     op_buf text;
@@ -105,8 +114,7 @@ static op_status write_line(job *j, size_t i)
         json_array_append_new(ids, json_integer(r->tokens[t]));
         json_array_append_new(logprobs, json_real(r->logprobs[t]));
     }
-    size_t n = text.data ? stop_at(j, text.data, text.len) : 0;
-    json_object_set_new(line, "response", json_stringn(text.data ? text.data : "", n));
+    json_object_set_new(line, "response", json_stringn(text.data ? text.data : "", text.data ? stop_at(j, text.data, text.len) : 0));
     json_object_set_new(line, "tokens", ids);
     json_object_set_new(line, "logprobs", logprobs);
     json_object_set_new(line, "finish_reason", json_string(r->finish == OP_FINISH_LENGTH ? "length" : "stop"));
@@ -123,140 +131,173 @@ static op_status write_line(job *j, size_t i)
 static void done(void *ctx, size_t i, const op_request *r)
 {
     job *j = ctx;
-    size_t n = json_array_size(j->lines);
-    j->requests[i].n = r->n;
+    (void)r;
     j->finished++;
-    j->tokens += r->n;
-    json_object_set_new(json_array_get(j->lines, i), "finish_reason", json_null()); /* marks it as finished */
-    while (j->next < n && json_object_get(json_array_get(j->lines, j->next), "finish_reason"))
-        if (write_line(j, j->next++))
+    j->ready[i + j->skip] = true;
+    for (; j->next < j->n && j->ready[j->next]; j->next++)
+        if (write_line(j, j->next))
             j->failed = true;
-    fflush(j->part);
-    double seconds = now() - j->started;
-    char eta[32];
-    cli_progress(j->next == n, "%zu/%zu  %.0f tokens/s  ETA %s", j->finished, n, (double)j->tokens / seconds,
-                 cli_eta(seconds / (double)j->finished * (double)(n - j->finished), eta));
+    if (fflush(j->part))
+        j->failed = true;
+    show(j, j->finished + j->skip == j->n);
 }
 
-/* Encodes every prompt; one that begins like an earlier one shares that beginning. */
-static op_status prepare(job *j, size_t skip, op_error *e)
+/* ---- the lines that an earlier run left ---- */
+
+static op_status keep_line(void *ctx, json_t *line, int number, op_error *e)
 {
-    size_t n = json_array_size(j->lines);
-    for (size_t i = 0; i < n; i++) {
+    (void)number;
+    return json_array_append(ctx, line) ? op_error_set(e, OP_ERR_NOMEM, "out of memory") : OP_OK;
+}
+
+/* Cuts a file behind its last line end: a line that was cut short is made again. */
+static op_status cut_to_lines(const char *path, op_error *e)
+{
+    FILE *f = fopen(path, "r+");
+    long whole = 0;
+    if (!f)
+        return OP_OK;
+    int c;
+    for (long at = 1; (c = fgetc(f)) != EOF; at++)
+        whole = c == '\n' ? at : whole;
+    bool failed = ferror(f) || ftruncate(fileno(f), whole);
+    fclose(f);
+    return failed ? op_error_set(e, OP_ERR_IO, "%s: cannot be cut to its complete lines", path) : OP_OK;
+}
+
+/* Counts the kept lines, each of which must answer the input line in its place. */
+static op_status count_kept(job *j, const char *part, op_error *e)
+{
+    json_t *kept = json_array();
+    op_status s = cut_to_lines(part, e);
+    if (!s && op_path_exists(part))
+        s = op_json_lines(part, keep_line, kept, e);
+    j->skip = json_array_size(kept);
+    if (!s && j->skip > j->n)
+        s = op_error_set(e, OP_ERR_MISMATCH, "%s has %zu lines, %s only %zu", part, j->skip, j->o->input, j->n);
+    static const char *const keys[] = {"messages", "prompt"};
+    for (size_t i = 0; i < j->skip && !s; i++)
+        for (int k = 0; k < 2 && !s; k++) {
+            json_t *a = json_object_get(json_array_get(kept, i), keys[k]), *b = json_object_get(json_array_get(j->lines, i), keys[k]);
+            if (a != b && !json_equal(a, b))
+                s = op_error_set(e, OP_ERR_MISMATCH, "%s:%zu: \"%s\" is not that of %s; resume=false starts afresh", part, i + 1, keys[k], j->o->input);
+        }
+    json_decref(kept);
+    return s;
+}
+
+/* ---- requests ---- */
+
+enum { HEADS = 8, SHARE_MIN = 8 };
+
+/* A prompt that begins like an earlier one, as those with the same system message do, has that beginning computed once. The
+ * earlier ones are a few heads: what is shared stays in memory to the end. */
+static void share_beginning(job *j, size_t i, size_t heads[HEADS], int *n_heads)
+{
+    const op_tokens *p = &j->prompts[i];
+    op_request *r = &j->requests[i];
+    for (int h = 0; h < *n_heads; h++) {
+        const op_tokens *q = &j->prompts[heads[h]];
+        int32_t same = 0;
+        while (same < (int32_t)p->n - 1 && same < (int32_t)q->n - 1 && p->ids[same] == q->ids[same])
+            same++;
+        if (same >= SHARE_MIN && same > r->share_n) {
+            r->share = (int32_t)(heads[h] - j->skip);
+            r->share_n = same;
+        }
+    }
+    if (r->share < 0 && *n_heads < HEADS)
+        heads[(*n_heads)++] = i;
+}
+
+static op_status prepare(job *j, op_error *e)
+{
+    size_t heads[HEADS];
+    int n_heads = 0;
+    j->prompts = calloc(j->n + 1, sizeof *j->prompts);
+    j->requests = calloc(j->n + 1, sizeof *j->requests);
+    j->ready = calloc(j->n + 1, sizeof *j->ready);
+    if (!j->prompts || !j->requests || !j->ready)
+        return op_error_set(e, OP_ERR_NOMEM, "out of memory");
+    for (size_t i = j->skip; i < j->n; i++) {
         json_t *line = json_array_get(j->lines, i);
         static const char *const ours[] = {"response", "tokens", "logprobs", "finish_reason"};
         for (int k = 0; k < 4; k++)
             json_object_del(line, ours[k]);
-        op_status s = cli_encode_prompt(&j->subject, line, &j->prompts[i], e);
-        if (s)
+        if (cli_encode_prompt(&j->subject, line, &j->prompts[i], e))
             return op_error_prefix(e, "%s:%zu", j->o->input, i + 1);
-        const op_tokens *p = &j->prompts[i], *first = &j->prompts[skip];
-        op_request *r = &j->requests[i];
-        *r = (op_request){.prompt = p->ids, .n_prompt = (int32_t)p->n, .adapter = op_model_adapter_count(j->subject.model) - 1, .share = -1,
-                          .sampling = {.temperature = j->o->temperature, .top_k = (int32_t)j->o->top_k, .top_p = j->o->top_p, .min_p = j->o->min_p,
-                                       .repetition_penalty = j->o->repetition_penalty, .max_tokens = (int32_t)j->o->max_tokens,
-                                       .seed = (uint64_t)j->o->seed + i + 1}};
-        int32_t same = 0;
-        while (i > skip && same < (int32_t)p->n - 1 && same < (int32_t)first->n - 1 && p->ids[same] == first->ids[same])
-            same++;
-        if (same >= 8) {
-            r->share = 0;
-            r->share_n = same;
-        }
+        j->requests[i] = (op_request){.prompt = j->prompts[i].ids, .n_prompt = (int32_t)j->prompts[i].n, .share = -1,
+                                      .adapter = op_model_adapter_count(j->subject.model) - 1,
+                                      .sampling = {.temperature = j->o->temperature, .top_k = (int32_t)j->o->top_k, .top_p = j->o->top_p,
+                                                   .min_p = j->o->min_p, .repetition_penalty = j->o->repetition_penalty,
+                                                   .max_tokens = (int32_t)j->o->max_tokens, .seed = (uint64_t)j->o->seed + i + 1}};
+        share_beginning(j, i, heads, &n_heads);
     }
     return OP_OK;
 }
 
-static op_status count_line(void *ctx, json_t *line, int number, op_error *e)
+static op_status answer(job *j, const char *part, op_error *e)
 {
-    (void)number;
-    (void)e;
-    *(size_t *)ctx += json_object_get(line, "response") != NULL;
-    return OP_OK;
-}
-
-static op_status open_part(job *j, const char *part, size_t *skip, op_error *e)
-{
-    *skip = 0;
-    if (j->o->resume) {
-        FILE *old = fopen(part, "r+");
-        long good = 0;
-        int c;
-        for (long at = 1; old && (c = fgetc(old)) != EOF; at++)
-            if (c == '\n')
-                good = at; /* a line that was cut short is dropped */
-        if (old && ftruncate(fileno(old), good)) {
-            fclose(old);
-            return op_error_set(e, OP_ERR_IO, "%s: cannot be cut to its complete lines", part);
-        }
-        if (old)
-            fclose(old);
-        if (good && op_json_lines(part, count_line, skip, e))
-            return e->code;
-    }
-    j->part = fopen(part, *skip ? "a" : "w");
-    return j->part ? OP_OK : op_error_set(e, OP_ERR_IO, "%s: cannot be written", part);
+    op_status s = prepare(j, e);
+    if (s)
+        return s;
+    if (!(j->part = fopen(part, j->skip ? "a" : "w")))
+        return op_error_set(e, OP_ERR_IO, "%s: cannot be written", part);
+    j->next = j->skip;
+    j->started = now();
+    op_generate_options g = {.max_batch = (int32_t)j->o->batch, .ctx = j, .stop = after_token, .done = done, .interrupt = &cli_stop};
+    s = op_generate(j->subject.model, j->requests + j->skip, j->n - j->skip, &g, e);
+    if (s == OP_ERR_INTERRUPTED)
+        fprintf(stderr, "%zu of %zu lines are in %s; the same command with resume=true goes on\n", j->next, j->n, part);
+    bool failed = fclose(j->part) || j->failed;
+    j->part = NULL;
+    return !s && failed ? op_error_set(e, OP_ERR_IO, "%s: cannot be written", part) : s;
 }
 
 static op_status work(job *j, op_error *e)
 {
     char part[4096];
-    size_t skip;
-    if (!j->o->input || !j->o->output)
-        return op_error_set(e, OP_ERR_ARG, "input=FILE.jsonl and output=FILE.jsonl are needed");
-    snprintf(part, sizeof part, "%s.part", j->o->output);
+    if (snprintf(part, sizeof part, "%s.part", j->o->output) >= (int)sizeof part)
+        return op_error_set(e, OP_ERR_ARG, "output: the name is too long");
     op_status s = op_json_lines(j->o->input, keep_line, j->lines, e);
-    size_t n = json_array_size(j->lines);
-    if (s || (s = open_part(j, part, &skip, e)) || (s = cli_open(&j->subject, j->o->model, j->o->dtype, OP_TRAIN_NONE, e)))
-        return s;
-    if (skip > n)
-        return op_error_set(e, OP_ERR_MISMATCH, "%s has %zu lines, %s only %zu", part, skip, j->o->input, n);
-    j->prompts = calloc(n + 1, sizeof *j->prompts);
-    j->requests = calloc(n + 1, sizeof *j->requests);
-    if (!j->prompts || !j->requests)
-        return op_error_set(e, OP_ERR_NOMEM, "out of memory");
-    if ((s = prepare(j, skip, e)))
-        return s;
-    /* the lines that are already there are left out */
-    memmove(j->requests, j->requests + skip, (n - skip) * sizeof *j->requests);
-    for (size_t i = 0; i < skip; i++)
-        json_array_remove(j->lines, 0);
-    j->started = now();
-    op_generate_options g = {.max_batch = (int32_t)j->o->batch, .ctx = j, .stop = j->n_stops ? check_stop : NULL, .done = done, .interrupt = &cli_stop};
-    s = op_generate(j->subject.model, j->requests, n - skip, &g, e);
-    if (fclose(j->part) || j->failed)
-        s = op_error_set(e, OP_ERR_IO, "%s: writing failed", part);
-    j->part = NULL;
-    if (!s && rename(part, j->o->output))
-        s = op_error_set(e, OP_ERR_IO, "%s: cannot be renamed to %s", part, j->o->output);
-    if (s == OP_ERR_INTERRUPTED)
-        fprintf(stderr, "%zu of %zu lines are in %s; the same command with resume=true goes on\n", j->next + skip, n, part);
-    return s;
+    j->n = json_array_size(j->lines);
+    /* a finished output whose input has grown goes on as well */
+    if (!s && j->o->resume && !op_path_exists(part) && op_path_exists(j->o->output))
+        s = op_path_rename(j->o->output, part, e);
+    if (!s && j->o->resume)
+        s = count_kept(j, part, e);
+    if (!s)
+        s = cli_open(&j->subject, j->o->model, j->o->dtype, OP_TRAIN_NONE, e);
+    if (!s)
+        s = answer(j, part, e);
+    return s ? s : op_path_rename(part, j->o->output, e);
 }
 
 static int run(const cli_command *c, int argc, char **argv)
 {
     options o;
     cli_args a = cli_parse(c, &o, argc, argv);
+    if (a.n_words || !o.input || !o.output) {
+        int code = a.n_words ? cli_usage_error(c, "unexpected argument \"%s\"", a.words[0]) : cli_usage_error(c, "input=P.jsonl and output=O.jsonl are needed");
+        op_config_release(&o, c->table);
+        return code;
+    }
+    op_env_threads((int)o.threads);
     op_error e = {0};
     job j = {.o = &o, .lines = json_array()};
-    if (a.n_words)
-        return cli_usage_error(c, "unexpected argument \"%s\"", a.words[0]);
-    op_env_threads((int)o.threads);
     for (char *w = o.stop ? strtok(o.stop, ",") : NULL; w && j.n_stops < 16; w = strtok(NULL, ","))
         j.stops[j.n_stops++] = w;
-    op_status s = work(&j, &e);
-    size_t n = json_array_size(j.lines);
-    for (size_t i = 0; j.requests && i < n; i++)
+    op_status s = j.n_stops == 16 ? op_error_set(&e, OP_ERR_ARG, "stop: expected at most 15 texts") : work(&j, &e);
+    for (size_t i = 0; j.requests && i < j.n; i++)
         op_request_release(&j.requests[i]);
-    for (size_t i = 0; j.prompts && i < n; i++)
+    for (size_t i = 0; j.prompts && i < j.n; i++)
         op_tokens_release(&j.prompts[i]);
-    if (j.part)
-        fclose(j.part);
     if (!s && a.json)
-        printf("{\"lines\": %zu, \"tokens\": %lld, \"tokens_per_s\": %.6g}\n", n, (long long)j.tokens, (double)j.tokens / (now() - j.started));
+        printf("{\"lines\": %zu, \"tokens\": %lld, \"tokens_per_s\": %.6g}\n", j.n, (long long)j.tokens,
+               j.tokens ? (double)j.tokens / (now() - j.started) : 0);
     free(j.requests);
     free(j.prompts);
+    free(j.ready);
     json_decref(j.lines);
     cli_close(&j.subject);
     op_config_release(&o, c->table);

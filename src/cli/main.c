@@ -8,7 +8,7 @@
 #include "cli/cli.h"
 
 static const cli_command *const commands[] = {&cli_train, &cli_chat, &cli_assay, &cli_generate, &cli_score, &cli_preprocess, &cli_export,
-                                              &cli_inspect, &cli_env};
+                                              &cli_inspect, &cli_env, &cli_bench};
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
 
 static void interrupt(int signal)
@@ -17,8 +17,7 @@ static void interrupt(int signal)
     if (cli_stop)
         _exit(130);
     cli_stop = 1;
-    static const char words[] = "\ninterrupted: finishing this step, then stopping (again: stop at once)\n";
-    ssize_t ignored = write(STDERR_FILENO, words, sizeof words - 1);
+    ssize_t ignored = write(STDERR_FILENO, cli_stop_words, strlen(cli_stop_words));
     (void)ignored;
 }
 
@@ -54,11 +53,11 @@ static void spin_less(char **argv)
 int main(int argc, char **argv)
 {
     spin_less(argv);
-    if (argc < 2 || !strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help")) {
+    if (argc < 2 || !strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || (argc == 2 && !strcmp(argv[1], "help"))) {
         usage(argc < 2 ? stderr : stdout);
         return argc < 2 ? 2 : 0;
     }
-    if (!strcmp(argv[1], "--version")) {
+    if (!strcmp(argv[1], "--version") || !strcmp(argv[1], "version")) {
         puts("operant " OPERANT_VERSION);
         return 0;
     }
@@ -66,14 +65,19 @@ int main(int argc, char **argv)
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
     op_log_set(print_log, NULL);
-    const char *names[N_COMMANDS + 1] = {0};
+    bool help = !strcmp(argv[1], "help");
+    const char *verb = argv[1 + help], *names[N_COMMANDS + 1] = {0};
     for (int i = 0; i < N_COMMANDS; i++) {
         names[i] = commands[i]->name;
-        if (!strcmp(argv[1], names[i]))
+        if (strcmp(verb, names[i]))
+            continue;
+        if (!help)
             return commands[i]->run(commands[i], argc - 2, argv + 2);
+        cli_print_help(commands[i], stdout);
+        return 0;
     }
-    const char *near = op_config_nearest(argv[1], names);
-    fprintf(stderr, "operant: unknown verb \"%s\"%s%s%s\ntry: operant --help\n", argv[1], near ? ", did you mean \"" : "", near ? near : "",
+    const char *near = op_config_nearest(verb, names);
+    fprintf(stderr, "operant: unknown verb \"%s\"%s%s%s\ntry: operant --help\n", verb, near ? ", did you mean \"" : "", near ? near : "",
             near ? "\"?" : "");
     return 2;
 }

@@ -11,6 +11,7 @@
 #include <operant/env.h>
 
 volatile int cli_stop;
+const char *cli_stop_words = "\ninterrupted: finishing what is under way, then stopping (again: stop at once)\n";
 
 bool cli_colour(FILE *f)
 {
@@ -178,9 +179,12 @@ op_status cli_encode_prompt(const cli_subject *s, json_t *line, op_tokens *out, 
     json_t *messages = json_object_get(line, "messages"), *prompt = json_object_get(line, "prompt");
     if (json_is_array(messages) && !s->tmpl)
         return op_error_set(e, OP_ERR_UNSUPPORTED, "\"messages\" need a chat template, which this model does not have; give \"prompt\"");
-    if (json_is_array(messages))
-        return op_chat_encode(&s->chat, messages, json_object_get(line, "tools"), true, out, NULL, NULL, e);
-    if (!json_is_string(prompt))
+    if (!json_is_array(messages) && !json_is_string(prompt))
         return op_error_set(e, OP_ERR_FORMAT, "expected \"messages\" (an array) or \"prompt\" (a string)");
-    return op_tokenizer_encode(s->tokenizer, json_string_value(prompt), json_string_length(prompt), OP_ENCODE_SPECIAL | OP_ENCODE_AFFIX, out, e);
+    size_t before = out->n;
+    op_status status =
+        json_is_array(messages)
+            ? op_chat_encode(&s->chat, messages, json_object_get(line, "tools"), true, out, NULL, NULL, e)
+            : op_tokenizer_encode(s->tokenizer, json_string_value(prompt), json_string_length(prompt), OP_ENCODE_SPECIAL | OP_ENCODE_AFFIX, out, e);
+    return !status && out->n == before ? op_error_set(e, OP_ERR_FORMAT, "the prompt is empty") : status;
 }
