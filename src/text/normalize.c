@@ -203,7 +203,9 @@ op_status op_normal_apply(op_normal *x, op_normal *scratch, const op_normal_step
         else if (p->kind == OP_NORMAL_REPLACE)
             s = replace(scratch, x, p->pattern, p->content);
         else if (prepends(p, x->bytes, x->n, place))
-            s = add(scratch, p->content, strlen(p->content), x->from[0], x->from[0]) || copy(scratch, x, 0, x->n)
+            /* as the reference has it, what is prepended comes from the first character */
+            s = add(scratch, p->content, strlen(p->content), x->from[0], x->to[op_utf8_length((unsigned char)x->bytes[0]) - 1]) ||
+                        copy(scratch, x, 0, x->n)
                     ? OP_ERR_NOMEM
                     : OP_OK;
         else

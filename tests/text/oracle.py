@@ -158,9 +158,11 @@ def compare_encoding(name, model, reference):
         report("%s: ids of %s" % (name, what), len(bad), len(strings), example)
         if what.startswith("wikitext whole"):
             continue
-        # Where a byte has no token the reference drops it and then counts offsets as if it had not been there.
+        # Where a byte has no token the reference drops it and then counts offsets as if it had not been there. Where NFC
+        # composes characters it names the first alone; operant names all of them.
         normal = reference.normalizer.normalize_str if reference.normalizer else str
-        whole = lambda i: len(want[i].ids) == 0 or reference.decode(want[i].ids, skip_special_tokens=False) == normal(strings[i])
+        same = lambda s: normal(s).replace("\u2581", " ").strip(" ") == s.strip(" ")
+        whole = lambda i: same(strings[i]) and (len(want[i].ids) == 0 or reference.decode(want[i].ids, skip_special_tokens=False) in (strings[i], normal(strings[i])))
         bad = [i for i in range(len(strings)) if ids[i] == want[i].ids and whole(i) and
                char_spans(strings[i], offsets[i]) != want[i].offsets]
         example = None
