@@ -381,7 +381,7 @@ static void settings_that_cannot_be_meant_are_errors(void **state)
     op_free(dir);
 }
 
-static void a_failed_allocation_anywhere_in_the_set_up_comes_back_as_an_error(void **state)
+static void every_failed_allocation_of_the_set_up_comes_back_as_an_error(void **state)
 {
     (void)state;
     char *dir = join(root, "memory");
@@ -397,7 +397,7 @@ static void a_failed_allocation_anywhere_in_the_set_up_comes_back_as_an_error(vo
     assert_ok(op_sft_run(&o, NULL, &result, e));
     long all = op_alloc_count();
     op_alloc_fail_from(-1);
-    for (long n = 0; n < all; n += 3) { /* the tests of the tokenizer, the data and the run try every one */
+    for (long n = 0; n < all; n++) {
         op_alloc_fail_from(n);
         op_status status = op_sft_run(&o, NULL, &result, &bad);
         op_alloc_fail_from(-1);
@@ -418,7 +418,7 @@ int main(void)
         cmocka_unit_test(what_changed_between_save_and_resume_is_named),
         cmocka_unit_test(training_goes_on_from_an_adapter_or_folds_it_in),
         cmocka_unit_test(settings_that_cannot_be_meant_are_errors),
-        cmocka_unit_test(a_failed_allocation_anywhere_in_the_set_up_comes_back_as_an_error),
+        cmocka_unit_test(every_failed_allocation_of_the_set_up_comes_back_as_an_error),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
