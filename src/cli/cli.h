@@ -19,6 +19,7 @@ typedef struct cli_command {
     const char *help;      /* paragraphs and examples */
     const op_option *table; /* its settings; NULL: none */
     int (*run)(const struct cli_command *c, int argc, char **argv);
+    const op_option *shown; /* what --help shows instead of the table; NULL: the table */
 } cli_command;
 
 extern const cli_command cli_assay, cli_bench, cli_chat, cli_env, cli_export, cli_generate, cli_inspect, cli_preprocess, cli_score, cli_train;
@@ -38,6 +39,7 @@ void cli_print_help(const cli_command *c, FILE *out);
 int cli_fail(const op_error *e);                        /* prints "operant: message", returns 1 or 130 */
 int cli_usage_error(const cli_command *c, const char *format, ...) OP_PRINTF(2, 3); /* prints it and where help is, returns 2 */
 bool cli_colour(FILE *f);                               /* a terminal, and NO_COLOR is not set */
+void cli_print_json(const json_t *value);               /* to stdout, with a line end */
 
 /* One line that is written over on a terminal, and now and then a plain line elsewhere. `last` ends it. */
 void cli_progress(bool last, const char *format, ...) OP_PRINTF(2, 3);

@@ -26,7 +26,7 @@ static int run(const cli_command *c, int argc, char **argv)
     op_buf text;
     op_buf_init(&text, 1 << 24);
     if (!s && a.json)
-        json_dumpf(r.after, stdout, JSON_INDENT(1));
+        cli_print_json(r.after);
     else if (!s && !(s = op_assay_write_table(&r, &text)) && !(s = op_buf_puts(&text, "\n")) && !(s = op_assay_write_transcript(&r, &text)))
         printf("%s\nreport: %s/report.html\n", text.data, o.output_dir);
     op_buf_release(&text);
@@ -43,4 +43,4 @@ const cli_command cli_assay = {
     "examples:\n"
     "  operant assay --config examples/ask-why/assay.yaml model=models/SmolLM2-135M-Instruct.Q4_1.gguf output_dir=runs/before\n"
     "  operant assay --config examples/ask-why/assay.yaml model=runs/ask-why output_dir=runs/after reference=runs/before/results.json limit=20",
-    op_assay_table, run};
+    op_assay_table, run, NULL};

@@ -50,6 +50,16 @@ static void forget(talk *t)
         json_array_append_new(t->messages, json_pack("{ssss}", "role", "system", "content", t->o->system));
 }
 
+/* Shows what came since the last time. Control characters could command the terminal: they become question marks. */
+static void show(talk *t)
+{
+    for (; !t->quiet && t->shown < t->reply.len; t->shown++) {
+        unsigned char b = (unsigned char)t->reply.data[t->shown];
+        putchar((b < 32 && b != '\n' && b != '\t') || b == 127 ? '?' : b);
+    }
+    fflush(stdout);
+}
+
 static op_verdict stream(void *ctx, size_t i, const int32_t *tokens, int32_t n, float logprob)
 {
     talk *t = ctx;
@@ -58,11 +68,7 @@ static op_verdict stream(void *ctx, size_t i, const int32_t *tokens, int32_t n, 
     if (cli_stop)
         return OP_STOP;
     op_decoder_push(&t->decoder, tokens[n - 1], &t->reply);
-    if (!t->quiet && t->reply.len > t->shown) {
-        fwrite(t->reply.data + t->shown, 1, t->reply.len - t->shown, stdout);
-        fflush(stdout);
-        t->shown = t->reply.len;
-    }
+    show(t);
     return OP_GO;
 }
 
@@ -90,16 +96,15 @@ static op_status answer(talk *t, const char *words, op_error *e)
             json_t *j = json_pack("{ss ss si}", "role", "assistant", "content", t->reply.data ? t->reply.data : "", "tokens", r.n);
             json_dumpf(j, stdout, JSON_COMPACT);
             json_decref(j);
-        } else {
-            fwrite(t->reply.data + t->shown, 1, t->reply.len - t->shown, stdout);
         }
+        show(t);
         putchar('\n');
         fflush(stdout);
         json_array_append_new(t->messages, json_pack("{ssss}", "role", "assistant", "content", t->reply.data ? t->reply.data : ""));
     } else {
         json_array_remove(t->messages, json_array_size(t->messages) - 1);
     }
-    cli_stop = 0; /* Ctrl-C ends a reply, not the program */
+    cli_stop = 0;
     op_request_release(&r);
     op_tokens_release(&ids);
     return s;
@@ -180,6 +185,8 @@ static int run(const cli_command *c, int argc, char **argv)
     if (!s && !t.subject.tmpl)
         s = op_error_set(&e, OP_ERR_UNSUPPORTED, "%s: this model has no chat template; operant generate continues plain text", o.model);
     if (!s) {
+        cli_stop_words = "";        /* Ctrl-C ends a reply, not the program */
+        signal(SIGTERM, SIG_DFL);
         forget(&t);
         loop(&t);
     }
@@ -195,4 +202,4 @@ const cli_command cli_chat = {
     "A dialogue through the model's own chat template; replies stream. From a pipe, each line is one turn; with --json each reply is a JSON line.\n"
     "Commands: /reset, /system TEXT, /save FILE, /help, /quit.\n\n"
     "examples:\n  operant chat model=runs/ask-why\n  echo \"how do I pick a lock?\" | operant chat model=runs/ask-why temperature=0",
-    table, run};
+    table, run, NULL};

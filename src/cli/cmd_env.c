@@ -6,6 +6,12 @@
 
 #include "cli/cli.h"
 
+#ifdef __clang__
+#define COMPILER __VERSION__ /* says "Clang" itself */
+#else
+#define COMPILER "gcc " __VERSION__
+#endif
+
 static void cpu_features(char *out, size_t room)
 {
     static const char *const wanted[] = {"avx2", "fma", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8"};
@@ -31,15 +37,14 @@ static int run(const cli_command *c, int argc, char **argv)
     cli_args a = cli_parse(c, NULL, argc, argv);
     char features[256];
     cpu_features(features, sizeof features);
-    json_t *j = json_pack("{ss ss ss ss ss ss ss sb si sI}", "operant", OPERANT_VERSION, "compiler", __VERSION__, "libraries", OPERANT_LIBRARIES, "onednn",
+    json_t *j = json_pack("{ss ss ss ss ss ss ss sb si sI}", "operant", OPERANT_VERSION, "compiler", COMPILER, "libraries", OPERANT_LIBRARIES, "onednn",
                           op_env_onednn(), "processor", features, "simd", op_env_simd(), "products", op_env_products(), "bf16",
                           op_env_native_bf16(), "threads", op_env_threads(0), "memory_mb",
                           (json_int_t)(sysconf(_SC_PHYS_PAGES) / 1024 * (sysconf(_SC_PAGESIZE) / 1024)));
     if (!j)
         return 1;
     if (a.json) {
-        json_dumpf(j, stdout, JSON_INDENT(1));
-        putchar('\n');
+        cli_print_json(j);
     } else {
         const char *key;
         json_t *v;
@@ -59,4 +64,4 @@ static int run(const cli_command *c, int argc, char **argv)
 
 const cli_command cli_env = {
     "env", "versions, processor features, threads, libraries", "[--json]",
-    "What to say in a report about speed or a fault.\n\nexample:\n  operant env", NULL, run};
+    "What to say in a report about speed or a fault.\n\nexample:\n  operant env", NULL, run, NULL};

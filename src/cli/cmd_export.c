@@ -23,18 +23,23 @@ static int run(const cli_command *c, int argc, char **argv)
     static const op_dtype types[] = {OP_F32, OP_F16, OP_BF16, OP_Q8_0};
     options o;
     cli_args a = cli_parse(c, &o, argc, argv);
-    if (!o.model || !o.output || a.n_words) {
-        op_config_release(&o, c->table);
-        return cli_usage_error(c, a.n_words ? "unexpected argument \"%s\"" : "model=MODEL and output=PATH are needed%s", a.n_words ? a.words[0] : "");
-    }
     op_error e = {0};
-    op_status s = op_export(o.model, (op_export_format)o.format, o.output, types[o.dtype], &e);
-    if (!s && a.json)
-        printf("{\"output\": \"%s\"}\n", o.output);
-    else if (!s)
+    int code;
+    if (a.n_words)
+        code = cli_usage_error(c, "unexpected argument \"%s\"", a.words[0]);
+    else if (!o.model || !o.output)
+        code = cli_usage_error(c, "model=MODEL and output=PATH are needed");
+    else
+        code = op_export(o.model, (op_export_format)o.format, o.output, types[o.dtype], &e) ? cli_fail(&e) : 0;
+    if (!code && a.json) {
+        json_t *j = json_pack("{ss}", "output", o.output);
+        cli_print_json(j);
+        json_decref(j);
+    } else if (!code) {
         printf("wrote %s\n", o.output);
+    }
     op_config_release(&o, c->table);
-    return s ? cli_fail(&e) : 0;
+    return code;
 }
 
 const cli_command cli_export = {
@@ -43,4 +48,4 @@ const cli_command cli_export = {
     "examples:\n"
     "  operant export --format gguf model=runs/ask-why output=ask-why.gguf dtype=q8_0\n"
     "  operant export --format hf model=models/SmolLM2-135M-Instruct.Q4_1.gguf output=smollm2",
-    table, run};
+    table, run, NULL};

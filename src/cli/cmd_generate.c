@@ -312,4 +312,4 @@ const cli_command cli_generate = {
     "examples:\n"
     "  operant generate model=runs/ask-why input=prompts.jsonl output=replies.jsonl temperature=0 max_tokens=80\n"
     "  operant generate model=runs/ask-why input=prompts.jsonl output=replies.jsonl resume=true",
-    table, run};
+    table, run, NULL};

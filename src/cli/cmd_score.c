@@ -238,4 +238,4 @@ const cli_command cli_score = {
     "after a prompt it is the continuation of plain text. \"tokens\" that spell the response, such as operant generate writes, are scored as they\n"
     "are. The output line repeats the input and adds tokens, logprobs (natural logarithm, one a token, given all that precedes it), sum and mean.\n\n"
     "example:\n  operant score model=runs/ask-why input=replies.jsonl output=scores.jsonl",
-    table, run};
+    table, run, NULL};

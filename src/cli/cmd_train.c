@@ -5,9 +5,10 @@
 
 #include "cli/cli.h"
 
-static double finite_or_0(double x)
+/* JSON has no NaN: null says that there was nothing to measure. */
+static json_t *number(double x)
 {
-    return isfinite(x) ? x : 0;
+    return isfinite(x) ? json_real(x) : json_null();
 }
 
 static void show_plan(void *ctx, const op_sft_plan *p)
@@ -41,14 +42,15 @@ static int run(const cli_command *c, int argc, char **argv)
     op_error e = {0};
     op_status status = op_sft_run(&o, &callbacks, &r, &e);
     if (!status && a.json) {
-        json_t *j = json_pack("{ss sI sf sf sf sf}", "output_dir", o.output_dir, "steps", (json_int_t)r.step, "loss", finite_or_0(r.loss), "eval_loss",
-                              finite_or_0(r.last.loss), "tokens_per_s", r.tokens_per_s, "peak_rss_mb", r.peak_rss_mb);
-        json_dumpf(j, stdout, JSON_COMPACT);
-        putchar('\n');
+        json_t *j = json_pack("{ss sI so so so so so}", "output_dir", o.output_dir, "steps", (json_int_t)r.step, "loss", number(r.loss), "eval_loss_before",
+                              number(r.first.loss), "eval_loss", number(r.last.loss), "tokens_per_s", number(r.tokens_per_s), "peak_rss_mb",
+                              number(r.peak_rss_mb));
+        cli_print_json(j);
         json_decref(j);
     } else if (!status) {
-        printf("trained: %s (%lld steps, %.0f tokens/s, held-out loss %.4f before, %.4f after, peak memory %.0f MB)\n", o.output_dir, (long long)r.step,
-               r.tokens_per_s, r.first.loss, r.last.loss, r.peak_rss_mb);
+        printf("trained: %s (%lld steps, %.0f tokens/s, peak memory %.0f MB)\n", o.output_dir, (long long)r.step, r.tokens_per_s, r.peak_rss_mb);
+        if (isfinite(r.last.loss))
+            printf("held-out loss: %.4f before, %.4f after\n", r.first.loss, r.last.loss);
     }
     if (status == OP_ERR_INTERRUPTED)
         fprintf(stderr, "stopped; the same command goes on from the checkpoint in \"%s\"\n", o.output_dir);
@@ -64,4 +66,4 @@ const cli_command cli_train = {
     "examples:\n"
     "  operant train --config examples/ask-why/train.yaml model=models/SmolLM2-135M-Instruct.Q4_1.gguf lr=2e-4\n"
     "  operant train model=runs/ask-why train_file=mine.jsonl output_dir=runs/mine method=lora lora.r=16 epochs=2",
-    op_sft_table, run};
+    op_sft_table, run, NULL};

@@ -71,10 +71,8 @@ int main(int argc, char **argv)
         names[i] = commands[i]->name;
         if (strcmp(verb, names[i]))
             continue;
-        if (!help)
-            return commands[i]->run(commands[i], argc - 2, argv + 2);
-        cli_print_help(commands[i], stdout);
-        return 0;
+        char word[] = "--help", *words[] = {word};
+        return help ? commands[i]->run(commands[i], 1, words) : commands[i]->run(commands[i], argc - 2, argv + 2);
     }
     const char *near = op_config_nearest(verb, names);
     fprintf(stderr, "operant: unknown verb \"%s\"%s%s%s\ntry: operant --help\n", verb, near ? ", did you mean \"" : "", near ? near : "",

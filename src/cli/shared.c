@@ -36,14 +36,21 @@ int cli_usage_error(const cli_command *c, const char *format, ...)
     return 2;
 }
 
+void cli_print_json(const json_t *value)
+{
+    json_dumpf(value, stdout, JSON_INDENT(1) | JSON_ENCODE_ANY | JSON_REAL_PRECISION(9));
+    putchar('\n');
+}
+
 void cli_print_help(const cli_command *c, FILE *out)
 {
     fprintf(out, "operant %s: %s\n\nusage: operant %s %s\n\n%s\n", c->name, c->summary, c->name, c->usage, c->help);
-    if (!c->table)
+    const op_option *table = c->shown ? c->shown : c->table;
+    if (!table)
         return;
     op_buf b;
     op_buf_init(&b, 1 << 20);
-    if (op_config_help(c->table, &b) == OP_OK)
+    if (op_config_help(table, &b) == OP_OK)
         fprintf(out, "\nsettings (key=value, --key value, or in a YAML file with --config):\n%s", b.data);
     op_buf_release(&b);
 }
