@@ -83,6 +83,8 @@ typedef struct op_model_options {
     op_trainable trainable;
     op_lora_options lora;   /* for OP_TRAIN_ADAPTER */
     uint64_t seed;          /* of initial weights (adapters, op_model_new) */
+    bool freeze_embedding;  /* OP_TRAIN_ALL without the embedding (and the output layer, if that is tied to it): Adam moves the rows of rare
+                               tokens as far as those of frequent ones, which costs more of the old model than it teaches of the new */
     bool recompute;         /* keep only each layer's input and run the layer again in the backward pass */
 } op_model_options;
 

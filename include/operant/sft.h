@@ -39,7 +39,7 @@ typedef struct op_sft_options {
     int dtype;   /* 0 auto, 1 f32, 2 bf16 */
     char *backend;
     int64_t threads, block_tokens, share_prefix;
-    bool recompute;
+    bool recompute, freeze_embedding;
     int64_t seed;
 
     int64_t eval_steps, save_steps, save_total_limit, logging_steps;

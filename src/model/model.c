@@ -33,8 +33,10 @@ static op_status place(op_model *m, op_error *e)
         if (!is_product(&m->slots[i]) && m->slots[i].role != OP_ROLE_EMBED)
             small += (size_t)(m->slots[i].rows * m->slots[i].cols);
     m->values = need((m->floats ? m->n_values : small) * sizeof(float), "weights", &s, e);
-    if (m->options.trainable == OP_TRAIN_ALL)
-        m->grads = need(m->n_values * sizeof(float), "gradients", &s, e);
+    if (m->options.trainable == OP_TRAIN_ALL) {
+        m->frozen = m->options.freeze_embedding ? (size_t)m->config.vocab * m->config.width : 0; /* the first slot */
+        m->grads = need((m->n_values - m->frozen) * sizeof(float), "gradients", &s, e);
+    }
     if (!m->floats)
         m->embed_act = need((size_t)m->config.vocab * m->config.width * m->ops->act_size, "the embedding", &s, e);
     if (s)
@@ -44,7 +46,7 @@ static op_status place(op_model *m, op_error *e)
         op_slot *x = &m->slots[i];
         if (m->floats) {
             x->value = m->values + x->offset;
-            x->grad = m->grads ? m->grads + x->offset : NULL;
+            x->grad = m->grads && x->offset >= m->frozen ? m->grads + (x->offset - m->frozen) : NULL;
         } else if (!is_product(x) && x->role != OP_ROLE_EMBED) {
             x->value = m->values + at;
             at += (size_t)(x->rows * x->cols);
@@ -99,13 +101,19 @@ static op_status pack(op_model *m, op_group *g, void *values, op_error *e)
     return m->ops->weight_pack(g->W, w) ? op_error_set(e, OP_ERR_NOMEM, "out of memory: packing a matrix") : OP_OK;
 }
 
+static op_status pack_trained(op_model *m, op_group *g, void *values, op_error *e)
+{
+    bool frozen = m->frozen && m->slots[g->first].role == OP_ROLE_EMBED;
+    return frozen ? OP_OK : pack(m, g, values, e);
+}
+
 op_status op_model_updated(op_model *m, op_error *e)
 {
     if (m->options.trainable == OP_TRAIN_ADAPTER) {
         op_adapter_refresh(m, &m->adapters[0]);
         return OP_OK;
     }
-    return m->floats ? each_group(m, pack, NULL, e) : OP_OK;
+    return m->floats ? each_group(m, pack_trained, NULL, e) : OP_OK;
 }
 
 /* ---- reading weights ---- */
@@ -263,7 +271,8 @@ static op_status model_alloc(op_model **out, const op_model_config *c, const op_
             s = op_error_set(e, OP_ERR_NOMEM, "out of memory for the parameter table");
         for (size_t i = 0; i < m->n_slots && !s; i++) {
             const op_slot *x = &m->slots[i];
-            m->params[i] = (op_param){.name = x->name, .offset = x->offset, .n = (size_t)(x->rows * x->cols),
+            if (x->grad)
+                m->params[m->n_params++] = (op_param){.name = x->name, .offset = x->offset - m->frozen, .n = (size_t)(x->rows * x->cols),
                                       .rows = x->rows, .cols = x->cols, .decay = x->cols > 1};
         }
     }
@@ -428,7 +437,7 @@ const op_model_options *op_model_get_options(const op_model *m)
 op_params op_model_params(op_model *m)
 {
     if (m->options.trainable == OP_TRAIN_ALL)
-        return (op_params){m->values, m->grads, m->n_values, m->params, m->n_slots};
+        return (op_params){m->values + m->frozen, m->grads, m->n_values - m->frozen, m->params, m->n_params};
     if (m->options.trainable == OP_TRAIN_ADAPTER) {
         const op_adapter *a = &m->adapters[0];
         return (op_params){a->values, a->grads, a->n, a->table, a->n_table};
@@ -444,7 +453,7 @@ int64_t op_model_count(const op_model *m)
 size_t op_model_bytes(const op_model *m)
 {
     size_t n = m->floats ? m->n_values * sizeof(float) : 0;
-    n += m->grads ? m->n_values * sizeof(float) : 0;
+    n += m->grads ? (m->n_values - m->frozen) * sizeof(float) : 0;
     size_t orientations = m->options.trainable == OP_TRAIN_NONE ? 1 : 2;
     n += m->ops->keeps_f32 ? 0 : m->n_values * m->ops->act_size * orientations;
     n += m->embed_act ? (size_t)m->config.vocab * m->config.width * m->ops->act_size : 0;

@@ -76,6 +76,7 @@ struct op_model {
     op_slot *slots;
     size_t n_slots, n_values;
     float *values, *grads;
+    size_t frozen;     /* floats at the start of values that have no gradient: the embedding's, or 0 */
     op_layer *layers;
     size_t slot[OP_ROLE_COUNT]; /* those outside the layers */
     void *embed_act;   /* [V, C] in the activation type when !floats */
@@ -84,7 +85,8 @@ struct op_model {
     int32_t rope_rows;
     op_adapter *adapters;
     int32_t n_adapters;
-    op_param *params;  /* of the base */
+    op_param *params;  /* of the base: those with a gradient */
+    size_t n_params;
     op_tap *taps;
     size_t n_taps;
     op_logits_fn hook;

@@ -403,9 +403,41 @@ static void a_merged_adapter_gives_the_logits_of_the_adapter_beside_the_base(voi
     }
 }
 
+/* ---- a frozen embedding ---- */
+
+static void a_frozen_embedding_has_no_gradient_and_changes_no_other(void **state)
+{
+    (void)state;
+    for (int f = 0; f < N_FAMILIES; f++) {
+        op_model_options half = all_f32;
+        half.freeze_embedding = true;
+        fixture whole = open_fixture(families[f], all_f32), part = open_fixture(families[f], half);
+        op_pass *p, *q;
+        CHECK(op_pass_new(&p, whole.model, e));
+        CHECK(op_pass_new(&q, part.model, e));
+        float logp[64];
+        loss_and_gradients(whole.model, p, &whole.batch, whole.weight, false, logp);
+        loss_and_gradients(part.model, q, &part.batch, part.weight, true, logp);
+        op_params a = op_model_params(whole.model), b = op_model_params(part.model);
+        size_t left_out = a.n - b.n;
+        assert_int_equal(left_out, 61 * 16);
+        assert_int_equal(a.n_table, b.n_table + 1);
+        assert_string_equal(a.table[1].name, b.table[0].name);
+        assert_int_equal(b.table[0].offset, 0);
+        assert_true(relative_error(b.grads, a.grads + left_out, b.n) < 1e-6);
+        b.values[0] += 1;
+        CHECK(op_model_updated(part.model, e));
+        op_pass_free(p);
+        op_pass_free(q);
+        close_fixture(&whole);
+        close_fixture(&part);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_frozen_embedding_has_no_gradient_and_changes_no_other),
         cmocka_unit_test(a_forest_gives_what_its_unfolded_paths_give),
         cmocka_unit_test(a_malformed_batch_is_refused_with_its_reason),
         cmocka_unit_test(a_tap_that_adds_gets_the_gradient_of_what_it_added),
