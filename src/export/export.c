@@ -44,8 +44,6 @@ static op_status base_of(const char *model, char **base, op_error *e)
 
 static op_status write_peft(const op_model *m, const char *model, const char *dir, op_error *e)
 {
-    if (!op_model_adapter_count(m))
-        return op_error_set(e, OP_ERR_ARG, "%s: holds no adapter; format peft wants the run directory of a LoRA training", model);
     char *base = NULL;
     op_status s = base_of(model, &base, e);
     if (!s)
@@ -63,6 +61,8 @@ op_status op_export(const char *model, op_export_format format, const char *outp
     op_status s = op_tokenizer_open(&t, model, e);
     if (!s)
         s = op_model_open(&m, model, &(op_model_options){.act = OP_F32}, e);
+    if (!s && format == OP_EXPORT_PEFT && !op_model_adapter_count(m))
+        s = op_error_set(e, OP_ERR_ARG, "%s: holds no adapter; format peft wants the run directory of a LoRA training", model);
     if (!s && format != OP_EXPORT_PEFT)
         for (int32_t i = 0; i < op_model_adapter_count(m) && !s; i++)
             s = op_model_adapter_merge(m, i, e);
