@@ -43,6 +43,7 @@ void cli_print_json(const json_t *value);               /* to stdout, with a lin
 
 /* One line that is written over on a terminal, and now and then a plain line elsewhere. `last` ends it. */
 void cli_progress(bool last, const char *format, ...) OP_PRINTF(2, 3);
+double cli_now(void);                                   /* seconds since some moment */
 const char *cli_eta(double seconds, char room[32]);     /* "3m12s" */
 
 /* Set by Ctrl-C; a second Ctrl-C ends the program at once. */

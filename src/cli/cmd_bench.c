@@ -4,7 +4,6 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <operant/env.h>
@@ -33,13 +32,6 @@ static const op_option table[] = {
     {0}};
 
 enum { PREFILL = 500, PROMPT = 32, NEW = 64 }; /* tokens */
-
-static double now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 static int by_value(const void *a, const void *b)
 {
@@ -110,9 +102,9 @@ static op_status bench_train(const options *o, bool lora, json_t *out, op_error 
             s = op_error_set(e, OP_ERR_INTERRUPTED, "interrupted");
             break;
         }
-        double start = now();
+        double start = cli_now();
         s = op_learner_step(l, items, (size_t)o->batch, 1e-6, &stats, e);
-        seconds[i] = now() - start;
+        seconds[i] = cli_now() - start;
         cli_progress(false, "%s step %lld/%lld: %.0f tokens/s", lora ? "lora" : "train", (long long)i + 1, (long long)o->steps, (double)T / seconds[i]);
     }
     double rate = s ? 0 : (double)T / median(seconds, o->steps);
@@ -142,9 +134,9 @@ static op_status timed_generate(op_model *m, int32_t n, int32_t prompt, int32_t 
     for (int32_t i = 0; i < n; i++)
         r[i] = (op_request){.prompt = ids + i * prompt, .n_prompt = prompt, .adapter = -1, .share = -1,
                             .sampling = {.temperature = 1, .top_p = 1, .repetition_penalty = 1, .max_tokens = tokens, .seed = (uint64_t)i}};
-    double start = now();
+    double start = cli_now();
     op_status s = op_generate(m, r, (size_t)n, &(op_generate_options){.ignore_eos = true, .interrupt = &cli_stop}, e);
-    *seconds = now() - start;
+    *seconds = cli_now() - start;
     for (int32_t i = 0; i < n; i++)
         op_request_release(&r[i]);
     free(r);

@@ -2,7 +2,6 @@
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <operant/env.h>
@@ -56,13 +55,6 @@ typedef struct job {
     bool failed;
 } job;
 
-static double now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 /* Where the earliest stop text begins in `text`, or its length. */
 static size_t stop_at(const job *j, const char *text, size_t n)
 {
@@ -76,7 +68,7 @@ static size_t stop_at(const job *j, const char *text, size_t n)
 
 static void show(const job *j, bool last)
 {
-    double seconds = now() - j->started;
+    double seconds = cli_now() - j->started;
     size_t todo = j->n - j->skip;
     char eta[32];
     cli_progress(last, "%zu/%zu  %.0f tokens/s  ETA %s", j->finished + j->skip, j->n, (double)j->tokens / seconds,
@@ -244,7 +236,7 @@ static op_status answer(job *j, const char *part, op_error *e)
     if (!(j->part = fopen(part, j->skip ? "a" : "w")))
         return op_error_set(e, OP_ERR_IO, "%s: cannot be written", part);
     j->next = j->skip;
-    j->started = now();
+    j->started = cli_now();
     op_generate_options g = {.max_batch = (int32_t)j->o->batch, .ctx = j, .stop = after_token, .done = done, .interrupt = &cli_stop};
     s = op_generate(j->subject.model, j->requests + j->skip, j->n - j->skip, &g, e);
     if (s == OP_ERR_INTERRUPTED)
@@ -294,7 +286,7 @@ static int run(const cli_command *c, int argc, char **argv)
         op_tokens_release(&j.prompts[i]);
     if (!s && a.json)
         printf("{\"lines\": %zu, \"tokens\": %lld, \"tokens_per_s\": %.6g}\n", j.n, (long long)j.tokens,
-               j.tokens ? (double)j.tokens / (now() - j.started) : 0);
+               j.tokens ? (double)j.tokens / (cli_now() - j.started) : 0);
     free(j.requests);
     free(j.prompts);
     free(j.ready);

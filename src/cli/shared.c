@@ -114,6 +114,13 @@ cli_args cli_parse(const cli_command *c, void *settings, int argc, char **argv)
     return a;
 }
 
+double cli_now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
 const char *cli_eta(double seconds, char room[32])
 {
     if (!isfinite(seconds) || seconds < 0)
@@ -132,9 +139,7 @@ void cli_progress(bool last, const char *format, ...)
 {
     static double shown;
     bool terminal = isatty(STDERR_FILENO);
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    double now = (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+    double now = cli_now();
     if (!last && now - shown < (terminal ? 0.2 : 15))
         return;
     shown = now;
