@@ -206,6 +206,7 @@ static op_status prepare(job *j, op_error *e)
 {
     size_t heads[HEADS];
     int n_heads = 0;
+    int32_t limit = op_model_get_config(j->subject.model)->max_positions;
     j->prompts = calloc(j->n + 1, sizeof *j->prompts);
     j->requests = calloc(j->n + 1, sizeof *j->requests);
     j->ready = calloc(j->n + 1, sizeof *j->ready);
@@ -218,6 +219,8 @@ static op_status prepare(job *j, op_error *e)
             json_object_del(line, ours[k]);
         if (cli_encode_prompt(&j->subject, line, &j->prompts[i], e))
             return op_error_prefix(e, "%s:%zu", j->o->input, i + 1);
+        if (j->prompts[i].n >= (size_t)limit)
+            return op_error_set(e, OP_ERR_ARG, "%s:%zu: a prompt of %zu tokens, the model takes at most %d", j->o->input, i + 1, j->prompts[i].n, limit - 1);
         j->requests[i] = (op_request){.prompt = j->prompts[i].ids, .n_prompt = (int32_t)j->prompts[i].n, .share = -1,
                                       .adapter = op_model_adapter_count(j->subject.model) - 1,
                                       .sampling = {.temperature = j->o->temperature, .top_k = (int32_t)j->o->top_k, .top_p = j->o->top_p,

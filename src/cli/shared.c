@@ -89,7 +89,7 @@ cli_args cli_parse(const cli_command *c, void *settings, int argc, char **argv)
                 quit(c, settings, &e);
             continue;
         }
-        if (!strncmp(w, "--", 2) || strchr(w, '=')) {
+        if (!strncmp(w, "--", 2) || (c->table && strchr(w, '='))) {
             char assignment[4096];
             const char *key = w + (strncmp(w, "--", 2) ? 0 : 2);
             bool pair = !strchr(key, '=');

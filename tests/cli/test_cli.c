@@ -189,6 +189,13 @@ static void a_failure_names_the_file_and_exits_with_one(void **state)
     write_text("odd.jsonl", "{\"prompt\":\"a\"}\n{\"promt\":\"b\"}\n");
     assert_int_equal(operant("generate model=model input=odd.jsonl output=o.jsonl"), 1);
     assert_has(err, "odd.jsonl:2: ");
+    char line[2048] = "{\"prompt\":\"";
+    for (int i = 0; i < 256; i++)
+        strcat(line, "1 ");
+    strcat(line, "\"}\n");
+    write_text("long.jsonl", line);
+    assert_int_equal(operant("generate model=model input=long.jsonl output=o.jsonl"), 1);
+    assert_has(err, "long.jsonl:1: a prompt of ");
     assert_int_equal(access(in_dir("o.jsonl"), F_OK), -1);
 }
 
