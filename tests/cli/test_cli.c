@@ -96,7 +96,8 @@ static int set_up(void **state)
     assert_non_null(mkdtemp(dir));
     assert_int_equal(op_dir_make(in_dir("model"), NULL), OP_OK);
     op_model_config c = {.family = OP_LLAMA, .vocab = 403, .width = 64, .layers = 2, .heads = 2, .kv_heads = 1, .head_dim = 32, .ffn = 96,
-                         .max_positions = 256, .norm_eps = 1e-5f, .rope_theta = 10000, .tied = true, .bos = 401, .pad = 400, .eos = {402}, .n_eos = 1};
+                         .max_positions = 256, .norm_eps = 1e-5f, .rope_theta = 10000, .tied = true, .bos = 401, .pad = 400, .eos = {402},
+                         .n_eos = 1};
     op_model *m;
     assert_int_equal(op_model_new(&m, &c, &(op_model_options){.trainable = OP_TRAIN_ALL, .seed = 5}, NULL), OP_OK);
     op_params p = op_model_params(m);

@@ -61,7 +61,8 @@ static int set_up(void **state)
     assert_ok(op_file_put(in_dir("model/tokenizer_config.json"), config, strlen(config), e));
 
     /* the same with an adapter that changes something */
-    assert_ok(op_model_open(&m, in_dir("model"), &(op_model_options){.trainable = OP_TRAIN_ADAPTER, .lora = {.rank = 2, .alpha = 4, .targets = OP_LORA_ALL}}, e));
+    op_model_options lora = {.trainable = OP_TRAIN_ADAPTER, .lora = {.rank = 2, .alpha = 4, .targets = OP_LORA_ALL}};
+    assert_ok(op_model_open(&m, in_dir("model"), &lora, e));
     op_params p = op_model_params(m);
     for (size_t i = 0; i < p.n; i++)
         p.values[i] += 0.01f * (float)(i % 7);
