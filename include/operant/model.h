@@ -12,7 +12,8 @@
  *     op_model_backward(m, pass, slope, e)                adds to the gradients; slope[t] = d loss / d log p of token t
  * then the optimiser changes the values and calls op_model_updated.
  *
- * Legend: T tokens of a batch, S sequences, C width, L layers, V vocabulary. A model may be used by one thread at a time. */
+ * Legend: T tokens of a batch, S sequences, C width, L layers, V vocabulary. Calls come from one thread of the
+ * process at a time, whatever the model: the products' kernels are shared. */
 #ifndef OPERANT_MODEL_H
 #define OPERANT_MODEL_H
 
@@ -93,7 +94,7 @@ typedef struct op_model op_model;
 /* Opens a Hugging Face directory (config.json + safetensors), a directory with an adapter (adapter_config.json, whose base
  * it names), or a .gguf file. The file can be closed (deleted, even) afterwards. */
 op_status op_model_open(op_model **out, const char *path, const op_model_options *o, op_error *e);
-/* Random weights: normal with deviation 0.02, norms 1, biases 0. */
+/* Random weights: normal with deviation 0.02, norms 1, biases 0. Without OP_TRAIN_ALL the model is f32, whatever o->act says. */
 op_status op_model_new(op_model **out, const op_model_config *c, const op_model_options *o, op_error *e);
 void op_model_free(op_model *m);
 
@@ -201,7 +202,5 @@ op_status op_model_adapter_merge(op_model *m, int32_t id, op_error *e);
 
 /* config.json, generation_config.json, model.safetensors into an existing directory, dtype OP_F32, OP_BF16 or OP_F16. */
 op_status op_model_save(const op_model *m, const char *dir, op_dtype dtype, op_error *e);
-
-/* ---- cached decoding; op_generate (generate.h) is the comfortable way ---- */
 
 #endif

@@ -22,7 +22,7 @@ typedef struct op_signal {
 typedef struct op_objective {
     const char *name;
     void *ctx;
-    bool linear; /* slopes do not depend on log p: slope may be called with logp NULL, before the forward */
+    bool linear; /* slopes do not depend on log p: eval may be called with logp NULL, before the forward */
     /* Fills slope[T] and *loss (this micro-batch's share of the step's loss; NaN-free). With logp NULL loss is left alone. */
     op_status (*eval)(void *ctx, const op_batch *b, const op_signal *s, const float *logp, float *slope, double *loss,
                       op_error *e);

@@ -70,12 +70,17 @@ static op_status check_options(const op_lora_options *o, op_error *e)
     return OP_OK;
 }
 
+static float lora_scale(const op_lora_options *o)
+{
+    return o->alpha / (o->rslora ? sqrtf((float)o->rank) : (float)o->rank);
+}
+
 static op_status adapter_make(op_model *m, op_adapter *a, const op_lora_options *o, bool trainable, op_error *e)
 {
     int32_t L = m->config.layers;
     size_t most = (size_t)L * OP_TARGET_COUNT;
     *a = (op_adapter){.options = *o};
-    a->scale = o->alpha / (o->rslora ? sqrtf((float)o->rank) : (float)o->rank);
+    a->scale = lora_scale(o);
     a->lora = op_alloc_zero(most, sizeof *a->lora);
     a->table = op_alloc_zero(2 * most, sizeof *a->table);
     a->names = op_alloc_zero(2 * most, sizeof *a->names);
@@ -165,6 +170,9 @@ static op_status read_options(op_lora_options *o, const op_model *m, const json_
         (s = op_json_get_bool(j, "use_rslora", false, &o->rslora, file, e)) ||
         (s = op_json_get_array(j, "target_modules", true, &modules, file, e)))
         return s;
+    const json_t *alphas = json_object_get(j, "alpha_pattern"), *ranks = json_object_get(j, "rank_pattern");
+    if (json_object_size(alphas) || json_object_size(ranks))
+        return op_error_set(e, OP_ERR_UNSUPPORTED, "%s: alpha_pattern and rank_pattern are not supported", file);
     if (strcmp(type, "LORA"))
         return op_error_set(e, OP_ERR_UNSUPPORTED, "%s: peft_type \"%s\", expected LORA", file, type);
     o->rank = (int32_t)rank;
@@ -226,6 +234,11 @@ op_status op_model_adapter_load(op_model *m, const char *dir, int32_t *id, op_er
         op_adapter *first = m->options.trainable == OP_TRAIN_ADAPTER ? &m->adapters[0] : NULL;
         bool same = first && first->options.rank == o.rank &&
                     known_targets(m, first->options.targets) == known_targets(m, o.targets);
+        if (same) { /* the file says what its values mean */
+            first->options.alpha = o.alpha;
+            first->options.rslora = o.rslora;
+            first->scale = lora_scale(&o);
+        }
         if (same)
             *id = 0;
         else
@@ -306,6 +319,12 @@ static uint64_t dropout_stream(int32_t layer, int target)
     return OP_STREAM_DROPOUT | (uint64_t)(layer * OP_TARGET_COUNT + target + 1) << 32;
 }
 
+/* A key of its own for every step, so that the counter is the element alone. */
+static uint64_t dropout_seed(const op_rows *r)
+{
+    return op_rng_u64(r->seed, OP_STREAM_DROPOUT, r->step);
+}
+
 /* x as A sees it: with dropout in training. Rows of `x` from the stretch's first. */
 static const void *lora_input(const op_model *m, const op_rows *r, const op_stretch *st, const op_adapter *a, int32_t layer, int target,
                               int32_t in, const void *x, op_lora_scratch *s)
@@ -313,8 +332,8 @@ static const void *lora_input(const op_model *m, const op_rows *r, const op_stre
     const char *rows = (const char *)x + (size_t)st->first * in * m->ops->act_size;
     if (!(r->dropout_on > 0) || !(a->options.dropout > 0))
         return rows;
-    m->ops->dropout((size_t)st->n * in, a->options.dropout, r->seed, dropout_stream(layer, target),
-                    r->step << 32 | (uint64_t)st->first * (uint64_t)in, rows, s->wide);
+    m->ops->dropout((size_t)st->n * in, a->options.dropout, dropout_seed(r), dropout_stream(layer, target),
+                    (uint64_t)st->first * (uint64_t)in, rows, s->wide);
     return s->wide;
 }
 
@@ -375,8 +394,8 @@ op_status op_lora_backward(const op_model *m, const op_rows *r, int32_t layer, i
             return status;
         if (r->dropout_on > 0 && a->options.dropout > 0) {
             status = m->ops->gemm(false, false, st->n, l->in, rank, 1, s->dh, rank, l->A_act, l->in, 0, s->wide, l->in, false);
-            m->ops->dropout((size_t)st->n * l->in, a->options.dropout, r->seed, dropout_stream(layer, target),
-                            r->step << 32 | (uint64_t)st->first * (uint64_t)l->in, s->wide, s->wide);
+            m->ops->dropout((size_t)st->n * l->in, a->options.dropout, dropout_seed(r), dropout_stream(layer, target),
+                            (uint64_t)st->first * (uint64_t)l->in, s->wide, s->wide);
             m->ops->add((size_t)st->n * l->in, s->wide, gx);
         } else {
             status = m->ops->gemm(false, false, st->n, l->in, rank, 1, s->dh, rank, l->A_act, l->in, 1, gx, l->in, false);

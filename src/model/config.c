@@ -30,6 +30,9 @@ op_status op_model_config_check(const op_model_config *c, op_error *e)
     if (c->heads % c->kv_heads)
         return op_error_set(e, OP_ERR_FORMAT, "model configuration: %d heads are no multiple of %d kv heads", c->heads,
                             c->kv_heads);
+    if (c->family == OP_GPT2 && (c->kv_heads != c->heads || c->heads * c->head_dim != c->width))
+        return op_error_set(e, OP_ERR_FORMAT, "model configuration: %d heads (%d for keys) of %d make no gpt2 of width %d", c->heads,
+                            c->kv_heads, c->head_dim, c->width);
     if (c->head_dim % 2)
         return op_error_set(e, OP_ERR_UNSUPPORTED, "model configuration: head dimension %d is odd", c->head_dim);
     if (!(c->norm_eps > 0 && c->norm_eps < 1))
@@ -249,6 +252,17 @@ op_status op_model_config_from_gguf(op_model_config *c, const op_tensors *t, op_
     bool gpt2 = c->family == OP_GPT2;
     c->norm_eps = (float)gguf_float(t, arch, gpt2 ? "attention.layer_norm_epsilon" : "attention.layer_norm_rms_epsilon", 1e-5);
     c->rope_theta = gguf_float(t, arch, "rope.freq_base", 10000);
+    if (gguf_int(t, arch, "rope.dimension_count", c->head_dim) != c->head_dim && !gpt2)
+        return op_error_set(e, OP_ERR_UNSUPPORTED, "key \"%s.rope.dimension_count\" is not the head dimension %d", arch, c->head_dim);
+    char scaling[128];
+    snprintf(scaling, sizeof scaling, "%s.rope.scaling.type", arch);
+    const char *type = op_tensors_meta_string(t, scaling, NULL);
+    if (type && strcmp(type, "none") && strcmp(type, "linear"))
+        return op_error_set(e, OP_ERR_UNSUPPORTED, "key \"%s\" is \"%s\", expected none or linear", scaling, type);
+    if (type && !strcmp(type, "linear")) {
+        c->rope_scaling = OP_ROPE_LINEAR;
+        c->rope_factor = gguf_float(t, arch, "rope.scaling.factor", 1);
+    }
     c->tied = !op_tensors_find(t, "output.weight");
     c->qkv_bias = gpt2 || op_tensors_find(t, "blk.0.attn_q.bias");
     c->out_bias = gpt2;

@@ -25,6 +25,8 @@ struct op_pass {
     op_model *m;
     int32_t capacity;  /* rows that the buffers hold */
     bool has_kept;     /* the buffers hold a `kept` for every layer */
+    int32_t rank;      /* adapters' rank that they hold */
+    bool hooked;       /* they hold room for a logits hook's gradient */
     size_t bytes;
     op_arena memory;
     kept *layer;       /* [L] */
@@ -120,7 +122,8 @@ static op_status reserve(op_pass *p, int32_t T, bool keep, op_error *e)
 {
     const op_model *m = p->m;
     const op_model_config *c = &m->config;
-    if (T <= p->capacity && (!keep || p->has_kept))
+    int32_t most = op_lora_rank(m);
+    if (T <= p->capacity && (!keep || p->has_kept) && most <= p->rank && (!m->hook || !keep || p->hooked))
         return OP_OK;
     keep = keep || p->has_kept;
     op_arena_release(&p->memory);
@@ -140,7 +143,8 @@ static op_status reserve(op_pass *p, int32_t T, bool keep, op_error *e)
         if (l == 0 || keep)
             k->resid_in = take(p, n * C, sizeof(float), &ok);
     }
-    size_t widest = (size_t)op_gu_width(c) > (size_t)c->ffn ? (size_t)op_gu_width(c) : (size_t)c->ffn;
+    size_t heads = (size_t)(c->heads * c->head_dim); /* Qwen3's raw queries pass through here too */
+    size_t widest = (size_t)op_gu_width(c) > heads ? (size_t)op_gu_width(c) : heads;
     p->resid_out = take(p, n * C, sizeof(float), &ok);
     p->final_mean = take(p, n, sizeof(float), &ok);
     p->final_rstd = take(p, n, sizeof(float), &ok);
@@ -166,7 +170,7 @@ static op_status reserve(op_pass *p, int32_t T, bool keep, op_error *e)
     p->before = take(p, n, sizeof(int32_t), &ok);
     p->targets = take(p, HEAD_ROWS, sizeof(int32_t), &ok);
     p->extra = m->hook && keep ? take(p, HEAD_ROWS * (size_t)c->vocab, sizeof(float), &ok) : NULL;
-    size_t rank = (size_t)op_lora_rank(m), wide = widest > C ? widest : C;
+    size_t rank = (size_t)most, wide = widest > C ? widest : C;
     wide = (size_t)(c->heads * c->head_dim) > wide ? (size_t)(c->heads * c->head_dim) : wide;
     if (rank) {
         p->lora.h = take(p, n * rank, act, &ok);
@@ -177,6 +181,8 @@ static op_status reserve(op_pass *p, int32_t T, bool keep, op_error *e)
         return op_error_set(e, OP_ERR_NOMEM, "out of memory for a pass over %zu tokens", n);
     p->capacity = (int32_t)n;
     p->has_kept = keep;
+    p->rank = most;
+    p->hooked = m->hook && keep;
     return OP_OK;
 }
 

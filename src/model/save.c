@@ -146,7 +146,9 @@ static void put_keys(const op_model *m, op_gguf_writer *w, const char *arch, op_
     put_int(w, arch, "rope.dimension_count", c->head_dim);
     put_float(w, arch, "rope.freq_base", c->rope_theta);
     if (c->rope_scaling == OP_ROPE_LINEAR) {
-        op_gguf_put_string(w, "llama.rope.scaling.type", "linear", 6);
+        char key[128];
+        snprintf(key, sizeof key, "%s.rope.scaling.type", arch);
+        op_gguf_put_string(w, key, "linear", 6);
         put_float(w, arch, "rope.scaling.factor", c->rope_factor);
     }
 }
