@@ -182,9 +182,11 @@ static op_status bench_generate(const options *o, json_t *out, op_error *e)
         double start, whole;
         char key[32];
         snprintf(key, sizeof key, "batch%d_tokens_per_s", sizes[i]);
-        if (!(s = measure(m, o, sizes[i], PROMPT, 1, &start, e)) && !(s = measure(m, o, sizes[i], PROMPT, 1 + NEW, &whole, e)))
-            json_object_set_new(out, key, json_real((double)NEW * sizes[i] / (whole - start)));
-        cli_progress(false, "generate: %.0f tokens/s", json_real_value(json_object_get(out, key)));
+        if ((s = measure(m, o, sizes[i], PROMPT, 1, &start, e)) || (s = measure(m, o, sizes[i], PROMPT, 1 + NEW, &whole, e)))
+            break;
+        double rate = (double)NEW * sizes[i] / (whole - start);
+        json_object_set_new(out, key, json_real(rate));
+        cli_progress(false, "generate, %d at once: %.0f tokens/s", sizes[i], rate);
     }
     op_model_free(m);
     return s;
