@@ -94,6 +94,9 @@ typedef struct op_model op_model;
 /* Opens a Hugging Face directory (config.json + safetensors), a directory with an adapter (adapter_config.json, whose base
  * it names), or a .gguf file. The file can be closed (deleted, even) afterwards. */
 op_status op_model_open(op_model **out, const char *path, const op_model_options *o, op_error *e);
+/* The path of the weights under `path`: an adapter directory's base, as it names it or, where that does not exist, relative to the directory;
+ * any other path is its own. *base is the caller's (free). */
+op_status op_model_base_path(const char *path, char **base, op_error *e);
 /* Random weights: normal with deviation 0.02, norms 1, biases 0. Without OP_TRAIN_ALL the model is f32, whatever o->act says. */
 op_status op_model_new(op_model **out, const op_model_config *c, const op_model_options *o, op_error *e);
 void op_model_free(op_model *m);

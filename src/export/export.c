@@ -8,7 +8,6 @@
 
 #include "base/mem.h"
 #include "io/gguf.h"
-#include "io/json.h"
 #include "model/gguf_out.h"
 #include "text/gguf_out.h"
 
@@ -28,24 +27,10 @@ static op_status write_gguf(const op_model *m, const op_tokenizer *t, const char
     return s;
 }
 
-/* The base that the adapter directory names. */
-static op_status base_of(const char *model, char **base, op_error *e)
-{
-    char *path = op_path_join(model, "adapter_config.json");
-    json_t *json = NULL;
-    const char *name;
-    op_status s = path ? op_json_read(&json, path, e) : op_error_set(e, OP_ERR_NOMEM, "out of memory");
-    if (!s && !(s = op_json_get_string(json, "base_model_name_or_path", true, &name, path, e)) && !(*base = op_strdup(name)))
-        s = op_error_set(e, OP_ERR_NOMEM, "out of memory");
-    json_decref(json);
-    op_free(path);
-    return s;
-}
-
 static op_status write_peft(const op_model *m, const char *model, const char *dir, op_error *e)
 {
     char *base = NULL;
-    op_status s = base_of(model, &base, e);
+    op_status s = op_model_base_path(model, &base, e);
     if (!s)
         s = op_model_adapter_save(m, op_model_adapter_count(m) - 1, dir, base, e);
     op_free(base);

@@ -181,7 +181,7 @@ static op_status take_pair(cursor *c, op_tensors *t, op_gguf_pair *p)
     return s;
 }
 
-/* `data` is set to the offset in the data section for now: the section begins only after the last tensor. */
+/* `data` is the offset in the data section until the last tensor is read: only then is it known where the section begins. */
 static op_status take_tensor(cursor *c, op_tensors *t, op_tensor *x, uint64_t *offset)
 {
     uint32_t rank, type;

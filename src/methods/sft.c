@@ -291,34 +291,13 @@ static op_status remove_file(const char *dir, const char *name, op_error *e)
     return status;
 }
 
-/* The path of the weights under an adapter: the model itself or, if that is an adapter, its base. */
-static op_status find_base(const char *model, char base[PATH_MAX], op_error *e)
-{
-    char *config = op_path_join(model, "adapter_config.json"), *near = NULL;
-    json_t *json = NULL;
-    const char *path = model;
-    op_status status = config ? OP_OK : no_memory(e);
-    if (!status && op_path_exists(config)) {
-        status = op_json_read(&json, config, e);
-        if (!status)
-            status = op_json_get_string(json, "base_model_name_or_path", true, &path, config, e);
-        if (!status && !op_path_exists(path)) {
-            path = near = op_path_join(model, path);
-            status = near ? OP_OK : no_memory(e);
-        }
-    }
-    if (!status && !realpath(path, base))
-        status = op_error_set(e, OP_ERR_IO, "cannot find the base model \"%s\"", path);
-    op_free(config);
-    op_free(near);
-    json_decref(json);
-    return status;
-}
-
 static op_status save_adapter(const sft *s, const char *dir, op_error *e)
 {
-    char base[PATH_MAX];
-    op_status status = find_base(s->o->model, base, e);
+    char *named, base[PATH_MAX];
+    op_status status = op_model_base_path(s->o->model, &named, e);
+    if (!status && !realpath(named, base))
+        status = op_error_set(e, OP_ERR_IO, "cannot find the base model \"%s\"", named);
+    op_free(named);
     return status ? status : op_model_adapter_save(s->model, 0, dir, base, e);
 }
 

@@ -334,28 +334,46 @@ static op_status read_config(op_model_config *c, const char *path, const op_tens
     return s;
 }
 
-/* A run directory holds an adapter and names its base; the base's path may be relative to it. */
-static op_status open_adapter(op_model **out, const char *path, const char *config, const op_model_options *o, op_error *e)
+op_status op_model_base_path(const char *path, char **base, op_error *e)
 {
+    char *config = op_path_join(path, "adapter_config.json"), *near = NULL;
     json_t *json = NULL;
-    op_status s = op_json_read(&json, config, e);
-    const char *base = NULL;
-    if (!s)
-        s = op_json_get_string(json, "base_model_name_or_path", true, &base, config, e);
-    char *near = s ? NULL : op_path_join(path, base);
-    if (!s && !near)
+    const char *name = path;
+    op_status s = config ? OP_OK : op_error_set(e, OP_ERR_NOMEM, "out of memory");
+    if (!s && op_path_exists(config)) {
+        s = op_json_read(&json, config, e);
+        if (!s)
+            s = op_json_get_string(json, "base_model_name_or_path", true, &name, config, e);
+        if (!s && !op_path_exists(name)) {
+            near = op_path_join(path, name);
+            if (!near)
+                s = op_error_set(e, OP_ERR_NOMEM, "out of memory");
+            else if (!op_path_exists(near))
+                s = op_error_set(e, OP_ERR_IO, "%s: the base model \"%s\" is neither here nor beside the adapter", config, name);
+            name = near;
+        }
+    }
+    *base = s ? NULL : op_strdup(name);
+    if (!s && !*base)
         s = op_error_set(e, OP_ERR_NOMEM, "out of memory");
-    if (!s && !op_path_exists(base) && !op_path_exists(near))
-        s = op_error_set(e, OP_ERR_IO, "%s: the base model \"%s\" is neither here nor beside the adapter", config, base);
-    if (!s)
-        s = op_model_open(out, op_path_exists(base) ? base : near, o, e);
+    op_free(near);
+    op_free(config);
+    json_decref(json);
+    return s;
+}
+
+static op_status open_adapter(op_model **out, const char *path, const op_model_options *o, op_error *e)
+{
+    char *base;
     int32_t id;
+    op_status s = op_model_base_path(path, &base, e);
+    if (!s)
+        s = op_model_open(out, base, o, e);
     if (!s && (s = op_model_adapter_load(*out, path, &id, e))) {
         op_model_free(*out);
         *out = NULL;
     }
-    op_free(near);
-    json_decref(json);
+    op_free(base);
     return s;
 }
 
@@ -366,7 +384,7 @@ op_status op_model_open(op_model **out, const char *path, const op_model_options
     if (!adapter)
         return op_error_set(e, OP_ERR_NOMEM, "out of memory");
     if (op_path_exists(adapter)) {
-        op_status s = open_adapter(out, path, adapter, o, e);
+        op_status s = open_adapter(out, path, o, e);
         op_free(adapter);
         return s;
     }
