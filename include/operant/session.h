@@ -1,0 +1,118 @@
+/* operant/session.h: a subject in training: what a method may do.
+ *
+ * A protocol file lists stages; each has a method, a teacher, a schedule of reinforcement, a criterion for going on and a budget. A stage runs in
+ * rounds: cues are drawn, the policy answers, the teacher speaks as the schedule says, the method turns trials into lessons, the learner takes a
+ * step, everything is stored. A method is one file in src/methods with a `round` function and one line in the table there; it makes trials and lessons
+ * through the functions below and never touches weights.
+ *
+ * The run directory is that of operant/train.h, with trials in trials.db. After every round it is resumable; a kill in the middle of a round goes back to its
+ * beginning, and since sampling is drawn by (seed, round, request), and stored trials have keys, it ends in the same weights and the same store. */
+#ifndef OPERANT_SESSION_H
+#define OPERANT_SESSION_H
+
+#include <operant/config.h>
+#include <operant/lesson.h>
+#include <operant/reinforce.h>
+#include <operant/store.h>
+#include <operant/teacher.h>
+
+/* What is asked: a dialogue of the data file, or an episode of the chamber. */
+typedef struct op_cue {
+    int32_t *prompt, n_prompt; /* token ids */
+    json_t *messages;          /* or NULL */
+    json_t *tags;              /* copied into every trial: class, topic, "reference" (right answer), neighbour of, ... */
+} op_cue;
+
+typedef struct op_session op_session;
+typedef struct op_method op_method;
+
+/* What a stage is made of, resolved. */
+typedef struct op_stage {
+    const char *name;
+    const op_method *method;
+    void *settings;               /* the method's own, by its table */
+    int64_t rounds, prompts, group; /* budget in rounds; cues of a round; answers to each */
+    op_sampling sampling;
+    double until_success;         /* ends when the rate of success over the last `over` trials reaches it; 0: never */
+    int64_t over;
+    int64_t max_trials, max_tokens; /* budgets; 0: none */
+    double lr;
+    int64_t updates;              /* learner steps over the trials of a round, default 1 */
+} op_stage;
+
+struct op_method {
+    const char *name;      /* in protocol files */
+    const char *help;
+    const op_option *table; /* keys of its own in a stage; NULL: none */
+    size_t settings_size;
+    /* One round: sample, teach, fill the session's lesson. The session then learns and stores. */
+    op_status (*round)(op_session *s, const op_stage *stage, op_error *e);
+};
+
+/* Where cues come from: "data" (a file of dialogues or prompts, in src/trial), or a world such as the chamber. */
+typedef struct op_cue_source op_cue_source;
+struct op_cue_source {
+    void *ctx;
+    uint64_t n;            /* cues of a pass; 0: endless */
+    op_status (*draw)(op_cue_source *c, uint64_t index, op_cue *out, op_error *e); /* out is released by op_cue_release */
+    void (*free)(op_cue_source *c);
+};
+typedef struct op_cue_source_type {
+    const char *name, *help;
+    op_status (*open)(op_cue_source **out, const json_t *settings, const op_classroom *room, op_error *e);
+} op_cue_source_type;
+void op_cue_release(op_cue *c);
+
+/* What a session is put together from by the program; src/trial does not know the folders above it. */
+typedef struct op_session_kit {
+    const op_method *const *methods;    /* NULL-terminated */
+    const op_teacher_type *teachers;    /* besides op_teacher_types; ends with a name of NULL; NULL: none */
+    const op_cue_source_type *sources;  /* besides "data"; ends with a name of NULL; NULL: none */
+} op_session_kit;
+
+extern const op_method *const op_methods[]; /* NULL-terminated; src/methods/methods.c */
+
+/* ---- what a method may do; every trial made belongs to the session and lives until the round ends ---- */
+
+/* The cues of this round, drawn by seed (without replacement within a pass over the data). */
+op_status op_session_cues(op_session *s, op_cue *const **cues, size_t *n, op_error *e);
+/* group answers to each of n cues: trials[i * group + k]. All at once, in one batch. */
+op_status op_session_sample(op_session *s, const op_cue *const *cues, size_t n, int64_t group, op_trial ***trials, op_error *e);
+/* Answers again: keeps the first at[i] response tokens of trials[i], places forced[i] (n_forced[i] tokens; NULL: none) and lets the policy go on. The new trials
+ * name what they redo. */
+op_status op_session_redo(op_session *s, op_trial *const *trials, size_t n, const int32_t *at, const int32_t *const *forced, const int32_t *n_forced,
+                          op_trial ***out, op_error *e);
+/* Adds the k likeliest tokens at response token at[i] (k <= 64) to each trial as alternatives by "model". */
+op_status op_session_alternatives(op_session *s, op_trial *const *trials, size_t n, const int32_t *at, int32_t k, op_error *e);
+/* The teacher speaks of every trial, as far as the schedule lets it; success[i] (may be NULL) says what it thought, also of probes. */
+op_status op_session_teach(op_session *s, op_trial *const *trials, size_t n, bool *success, op_error *e);
+/* The teacher's opinion without the schedule and without a trace in the schedule (for choosing among alternatives). */
+op_status op_session_ask(op_session *s, op_trial *const *trials, size_t n, op_error *e);
+op_lesson *op_session_lesson(op_session *s);
+/* A trial made by hand (a reference answer, a teacher's text): tokens copied. */
+op_status op_session_trial(op_session *s, const op_cue *cue, const int32_t *response, int32_t n, const char *by, op_trial **out, op_error *e);
+const op_cue *op_session_cue_of(const op_session *s, const op_trial *t);
+const op_chat *op_session_chat(const op_session *s);
+uint64_t op_session_random(op_session *s, uint64_t purpose); /* fixed by seed, round and the number of calls in it */
+
+/* ---- running ---- */
+
+typedef struct op_session_progress {
+    const char *stage, *method;
+    int64_t round, rounds, trials, tokens;
+    double success;        /* of the last `over` trials */
+    op_lesson_stats lesson;
+    double model_share;    /* of the round's time spent in the model */
+    double seconds, eta_s;
+} op_session_progress;
+
+typedef struct op_session_callbacks {
+    void *ctx;
+    void (*progress)(void *ctx, const op_session_progress *p);
+    const volatile int *stop;
+} op_session_callbacks;
+
+/* Runs a protocol file to its end; `overrides` are key=value pairs for its top level. The result lies in output_dir as with op_sft_run. */
+op_status op_session_run(const char *protocol, const op_session_kit *kit, const char *const *overrides, size_t n_overrides, const op_session_callbacks *c, op_error *e);
+
+#endif
