@@ -40,6 +40,8 @@ typedef struct op_dataset {
 typedef struct op_dataset_options {
     int32_t max_length; /* tokens; longer examples are cut at the end; 0: no limit. An example with no trained token left is an error */
     int last_turn_only; /* weight only the last assistant turn of a dialogue */
+    int32_t onset_tokens; /* the first tokens of every run of weighted tokens, where a reply decides what it is, ... */
+    float onset_weight;   /* ... have this many times their weight; 0 is taken as 1 */
 } op_dataset_options;
 
 op_status op_dataset_read(op_dataset *out, const char *path, const op_chat *chat, const op_dataset_options *o,

@@ -19,6 +19,8 @@ typedef struct op_sft_options {
     double eval_fraction;
     int64_t max_length;
     bool last_turn_only;
+    int64_t onset_tokens;
+    double onset_weight;
 
     int method; /* 0 full, 1 lora */
     int64_t lora_r;

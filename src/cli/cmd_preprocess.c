@@ -78,7 +78,8 @@ static op_status show(const options *o, bool json, op_error *e)
     if (source)
         s = op_template_parse(&tmpl, source, strlen(source), e);
     op_chat chat = {.tokenizer = t, .tmpl = tmpl};
-    op_dataset_options how = {.max_length = (int32_t)o->sft.max_length, .last_turn_only = o->sft.last_turn_only};
+    op_dataset_options how = {.max_length = (int32_t)o->sft.max_length, .last_turn_only = o->sft.last_turn_only,
+                              .onset_tokens = (int32_t)o->sft.onset_tokens, .onset_weight = (float)o->sft.onset_weight};
     if (!s)
         s = op_dataset_read(&d, o->sft.train_file, &chat, &how, e);
     if (!s) {
@@ -100,12 +101,12 @@ static op_status show(const options *o, bool json, op_error *e)
 static int run(const cli_command *c, int argc, char **argv)
 {
     /* all settings of train are taken, so that the same --config can be given; --help shows those that matter here */
-    static const char *const matter[] = {"model", "train_file", "max_length", "last_turn_only"};
-    op_option all[128] = {{0}}, shown[8] = {{0}};
+    static const char *const matter[] = {"model", "train_file", "max_length", "last_turn_only", "onset_tokens", "onset_weight"};
+    op_option all[128] = {{0}}, shown[16] = {{0}};
     size_t n = 0, n_shown = 0;
     for (; op_sft_table[n].key && n < 120; n++) {
         all[n] = op_sft_table[n];
-        for (int i = 0; i < 4; i++)
+        for (size_t i = 0; i < sizeof matter / sizeof *matter; i++)
             if (!strncmp(all[n].key, matter[i], strcspn(all[n].key, "|")) && strlen(matter[i]) == strcspn(all[n].key, "|"))
                 shown[n_shown++] = all[n];
     }

@@ -30,6 +30,8 @@ const op_option op_sft_table[] = {
     {"output_dir|output", OP_OPTION_STRING, AT(output_dir), NULL, 0, 0, NULL, "run directory; the result lies directly in it"},
     {"max_length|max_seq_length", OP_OPTION_INT, AT(max_length), "1024", 2, 1 << 24, NULL, "tokens of an example, longer ones are cut at the end; never more than the model's positions"},
     {"last_turn_only", OP_OPTION_BOOL, AT(last_turn_only), "false", 0, 0, NULL, "learn only the last assistant turn of a dialogue"},
+    {"onset_tokens", OP_OPTION_INT, AT(onset_tokens), "0", 0, 1 << 20, NULL, "the first tokens of every turn that is learned, where it is decided what kind of reply this is, ..."},
+    {"onset_weight", OP_OPTION_FLOAT, AT(onset_weight), "1", 0, 1000, NULL, "... weigh this many times as much"},
     {"method", OP_OPTION_CHOICE, AT(method), "full", 0, 0, "full|lora", "train every weight, or an adapter beside frozen weights"},
     {"lora.r|lora_r", OP_OPTION_INT, AT(lora_r), "16", 1, 512, NULL, "rank of the adapter"},
     {"lora.alpha|lora_alpha", OP_OPTION_FLOAT, AT(lora_alpha), "32", 0, 1e6, NULL, "the adapter's output is scaled by alpha / r"},
@@ -203,7 +205,8 @@ static op_status read_data(sft *s, op_error *e)
     const op_chat chat = {.tokenizer = s->tokenizer, .tmpl = s->tmpl};
     int64_t longest = op_model_get_config(s->model)->max_positions;
     op_dataset_options how = {.max_length = (int32_t)(o->max_length < longest ? o->max_length : longest),
-                              .last_turn_only = o->last_turn_only};
+                              .last_turn_only = o->last_turn_only, .onset_tokens = (int32_t)o->onset_tokens,
+                              .onset_weight = (float)o->onset_weight};
     op_status status = op_dataset_read(&s->data, o->train_file, &chat, &how, e);
     if (!status && o->eval_file)
         status = op_dataset_read(&s->eval_data, o->eval_file, &chat, &how, e);

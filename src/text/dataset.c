@@ -393,6 +393,16 @@ static op_status check_keys(builder *b, const form *f)
     return op_json_get_float(b->line, "weight", false, &b->scale, b->name, b->e);
 }
 
+/* What a reply is (an answer, a question, a refusal) is decided in its first tokens. */
+static void weigh_onsets(float *weights, size_t n, const op_dataset_options *o)
+{
+    for (size_t i = 1, since = 0; i < n; i++) {
+        since = weights[i] == 0 ? 0 : since + 1;
+        if (since && since <= (size_t)o->onset_tokens)
+            weights[i] *= o->onset_weight;
+    }
+}
+
 /* The tokens and weights become an example, cut at max_length. */
 static op_status finish(builder *b, op_example *out)
 {
@@ -404,6 +414,8 @@ static op_status finish(builder *b, op_example *out)
         n = (size_t)b->o->max_length;
     if (n)
         b->weights[0] = 0;
+    if (b->o && b->o->onset_weight != 0)
+        weigh_onsets(b->weights, n, b->o);
     for (size_t i = 0; i < n; i++) {
         b->weights[i] *= (float)b->scale;
         trained |= b->weights[i] != 0;

@@ -148,6 +148,15 @@ static void only_the_last_turn_is_trained_on_request(void **state)
                         &last, "sistant\n{0}b<|im_end|>{1}\n{0}");
 }
 
+static void the_first_tokens_of_every_learned_turn_weigh_more_on_request(void **state)
+{
+    (void)state;
+    const op_dataset_options onset = {.onset_tokens = 1, .onset_weight = 4};
+    assert_example_with("{\"messages\":[{\"role\":\"user\",\"content\":\"q\"},{\"role\":\"assistant\",\"content\":\"a\"},"
+                        "{\"role\":\"user\",\"content\":\"r\"},{\"role\":\"assistant\",\"content\":\"b\",\"weight\":-2}]}",
+                        &onset, "sistant\n{0}b{-8}<|im_end|>{-2}\n{0}");
+}
+
 static void what_is_not_understood_is_an_error_with_its_place(void **state)
 {
     (void)state;
@@ -255,6 +264,7 @@ int main(void)
         cmocka_unit_test(marks_set_the_weight_of_the_tokens_they_touch),
         cmocka_unit_test(marks_follow_a_response_that_the_template_trims),
         cmocka_unit_test(only_the_last_turn_is_trained_on_request),
+        cmocka_unit_test(the_first_tokens_of_every_learned_turn_weigh_more_on_request),
         cmocka_unit_test(what_is_not_understood_is_an_error_with_its_place),
         cmocka_unit_test(a_file_is_read_in_order_and_counted),
         cmocka_unit_test(examples_are_cut_at_max_length_and_counted),
