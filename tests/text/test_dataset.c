@@ -154,7 +154,7 @@ static void the_first_tokens_of_every_learned_turn_weigh_more_on_request(void **
     const op_dataset_options onset = {.onset_tokens = 1, .onset_weight = 4};
     assert_example_with("{\"messages\":[{\"role\":\"user\",\"content\":\"q\"},{\"role\":\"assistant\",\"content\":\"a\"},"
                         "{\"role\":\"user\",\"content\":\"r\"},{\"role\":\"assistant\",\"content\":\"b\",\"weight\":-2}]}",
-                        &onset, "sistant\n{0}b{-8}<|im_end|>{-2}\n{0}");
+                        &onset, "sistant\n{0}a{4}<|im_end|>{1}sistant\n{0}b{-8}<|im_end|>{-2}\n{0}");
 }
 
 static void what_is_not_understood_is_an_error_with_its_place(void **state)
