@@ -6,7 +6,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
+
+#include <operant/clock.h>
 
 #include "base/mem.h"
 #include "ops/ops.h"
@@ -15,21 +16,14 @@ enum { C = 576, F = 1536, H = 9, G = 3, D = 64, V = 49152, QKV = (H + 2 * G) * D
 
 static double seconds = 0.1;
 
-static double now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 /* Sets `best` to the shortest time of CALL. */
 #define TIME(best, CALL)                                                                                               \
     do {                                                                                                               \
         best = INFINITY;                                                                                               \
         CALL;                                                                                                          \
-        for (double end = now() + seconds, t_ = now(); t_ < end;) {                                                    \
+        for (double end = op_seconds() + seconds, t_ = op_seconds(); t_ < end;) {                                                    \
             CALL;                                                                                                      \
-            double after_ = now();                                                                                     \
+            double after_ = op_seconds();                                                                                     \
             best = fmin(best, after_ - t_);                                                                            \
             t_ = after_;                                                                                               \
         }                                                                                                              \

@@ -7,7 +7,7 @@
  *
  * A run directory holds
  *   config.yaml             the resolved settings, as given in op_train_options.config
- *   env.json                versions, processor features, threads, seed, hashes of model and data
+ *   env.json                versions, processor features, threads, seed, steps, sizes and hashes of model and data
  *   metrics.jsonl           one object a line: step, loss, lr, grad_norm, tokens, tokens_per_s, ... or step, eval_loss, eval_perplexity
  *   events.out.tfevents.operant   the same numbers for TensorBoard
  *   checkpoints/step-NNNNNNNN/    state.json, values.safetensors, adam_m.safetensors, adam_v.safetensors
@@ -131,6 +131,7 @@ typedef struct op_train_options {
     const char *dir;        /* run directory; made if it is not there */
     const char *config;     /* text of config.yaml, or NULL */
     json_t *identity;       /* object of strings: the settings that must not differ between a checkpoint and its resume; borrowed, may be NULL */
+    json_t *facts;          /* object: what else env.json should tell of the run; borrowed, may be NULL */
     uint64_t seed;          /* of the order of the items */
     int32_t sequences;      /* items of one step, 1 or more */
     int64_t eval_steps;     /* steps between evaluations; 0: after every pass over the items. Also before the first step and after the last */

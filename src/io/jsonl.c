@@ -2,11 +2,10 @@
 
 #include <stdio.h>
 #include <string.h>
-#include <zlib.h>
 
-#include "base/mem.h"
 #include "io/file.h"
 #include "io/json.h"
+#include "io/zip.h"
 
 static op_status visit(json_t *v, const char *name, const char *unit, int line, op_json_line_fn fn, void *ctx, op_error *e)
 {
@@ -67,53 +66,6 @@ op_status op_json_lines_parse(const char *bytes, size_t n, const char *name, op_
     return s;
 }
 
-static void *zalloc(void *ctx, unsigned n, unsigned size)
-{
-    (void)ctx;
-    return op_alloc_zero(n, size);
-}
-
-static void zfree(void *ctx, void *p)
-{
-    (void)ctx;
-    op_free(p);
-}
-
-/* Unpacks gzip members, one after the other, into *out. */
-static op_status gunzip(const op_map *m, op_buf *out, const char *path, op_error *e)
-{
-    enum { GZIP = 16 + MAX_WBITS, PART = 1 << 30 };
-    z_stream z = {.zalloc = zalloc, .zfree = zfree};
-    if (inflateInit2(&z, GZIP) != Z_OK)
-        return op_error_set(e, OP_ERR_NOMEM, "%s: out of memory", path);
-    op_status s = OP_OK;
-    size_t at = 0;
-    int code = Z_OK;
-    do {
-        char chunk[1 << 14];
-        z.next_in = (unsigned char *)(uintptr_t)m->data + at;
-        z.avail_in = (unsigned)(m->size - at < PART ? m->size - at : PART);
-        z.next_out = (unsigned char *)chunk;
-        z.avail_out = sizeof chunk;
-        if (code == Z_STREAM_END)
-            inflateReset(&z);
-        code = inflate(&z, Z_NO_FLUSH);
-        size_t produced = sizeof chunk - z.avail_out;
-        at = (size_t)(z.next_in - m->data);
-        if (code == Z_MEM_ERROR)
-            s = op_error_set(e, OP_ERR_NOMEM, "%s: out of memory", path);
-        else if (code != Z_OK && code != Z_STREAM_END)
-            s = op_error_set(e, OP_ERR_FORMAT, "%s: offset %zu: broken gzip data: %s", path, at,
-                             code == Z_BUF_ERROR ? "it ends too early" : z.msg ? z.msg : "no reason given");
-        else if (out->len + produced > out->max)
-            s = op_error_set(e, OP_ERR_FORMAT, "%s: unpacks to more than %zu bytes", path, out->max);
-        else if (op_buf_add(out, chunk, produced))
-            s = op_error_set(e, OP_ERR_NOMEM, "%s: out of memory", path);
-    } while (!s && (code != Z_STREAM_END || at < m->size));
-    inflateEnd(&z);
-    return s;
-}
-
 op_status op_json_lines(const char *path, op_json_line_fn fn, void *ctx, op_error *e)
 {
     op_map m;
@@ -125,7 +77,7 @@ op_status op_json_lines(const char *path, op_json_line_fn fn, void *ctx, op_erro
     if (m.size > OP_JSON_BYTES_MAX)
         s = op_error_set(e, OP_ERR_FORMAT, "%s: found %zu bytes, expected at most %zu", path, m.size, OP_JSON_BYTES_MAX);
     else if (m.size >= 2 && m.data[0] == 0x1f && m.data[1] == 0x8b) {
-        s = gunzip(&m, &unpacked, path, e);
+        s = op_gunzip(m.data, m.size, &unpacked, path, e);
         if (!s)
             s = op_json_lines_parse(unpacked.data, unpacked.len, path, fn, ctx, e);
     } else

@@ -4,7 +4,8 @@
 #include <omp.h>
 #include <pthread.h>
 #include <string.h>
-#include <time.h>
+
+#include <operant/clock.h>
 
 #include "base/mem.h"
 #include "ops/cpu/cpu.h"
@@ -113,13 +114,6 @@ void op_ops_release(void)
     op_cpu_scratch_release();
 }
 
-static double now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 double op_ops_peak(const op_ops *ops, int M, int N, int K, double seconds)
 {
     size_t m = (size_t)M, n = (size_t)N, k = (size_t)K;
@@ -132,10 +126,10 @@ double op_ops_peak(const op_ops *ops, int M, int N, int K, double seconds)
     for (size_t i = 0; w && x && i < m; i++)
         ops->to_act(k, w + (i % n) * k, (char *)x + i * k * ops->act_size);
     if (W && w && x && y && !ops->weight_pack(W, w))
-        for (double end = now() + seconds, t = now(); t < end || best == INFINITY;) {
+        for (double end = op_seconds() + seconds, t = op_seconds(); t < end || best == INFINITY;) {
             if (ops->matmul(W, M, x, NULL, OP_OUT_ACT, y))
                 break;
-            double after = now();
+            double after = op_seconds();
             best = fmin(best, after - t);
             t = after;
         }

@@ -6,12 +6,11 @@
 #include <stdio.h>
 #include <string.h>
 
-#include <zlib.h>
-
 #include "base/mem.h"
 #include "io/file.h"
 #include "io/json.h"
 #include "io/safetensors.h"
+#include "io/zip.h"
 #include "train/learner.h"
 
 enum { FORMAT = 1, FILES = 3 };
@@ -19,6 +18,7 @@ enum { FORMAT = 1, FILES = 3 };
 static const char *const file_names[FILES] = {"values.safetensors", "adam_m.safetensors", "adam_v.safetensors"};
 #define STATE "state.json"
 #define HALF_WRITTEN ".saving"
+#define HALF_REMOVED ".removing"
 
 static float *array_of(const op_learner *l, int file)
 {
@@ -98,17 +98,26 @@ static op_status remove_in(const char *dir, const char *name, op_error *e)
     return status;
 }
 
+/* Under its name a checkpoint is complete to the last, so it loses the name before its files. One that is not there is fine. */
 static op_status remove_step(const char *dir, int64_t step, op_error *e)
 {
-    char *path = path_of(dir, step);
-    op_status status = path ? op_path_remove(path, e) : no_memory(e, dir);
+    char *path = path_of(dir, step), *doomed = op_path_join(dir, HALF_REMOVED);
+    op_status status = path && doomed ? op_path_remove(doomed, e) : no_memory(e, dir);
+    if (!status && op_path_exists(path)) {
+        status = op_path_rename(path, doomed, e);
+        if (!status)
+            status = op_path_remove(doomed, e);
+    }
     op_free(path);
+    op_free(doomed);
     return status;
 }
 
 op_status op_checkpoint_forget(const char *dir, int64_t after, op_error *e)
 {
     op_status status = remove_in(dir, HALF_WRITTEN, e);
+    if (!status)
+        status = remove_in(dir, HALF_REMOVED, e);
     for (bool more = true; !status && more;) { /* newest first, so that what a kill leaves is a beginning of the run */
         extremes x = {0};
         status = each_entry(dir, see, &x, e);
@@ -154,9 +163,9 @@ static op_status sum_of(const char *path, json_t **out, op_error *e)
     if (!f)
         return op_error_set(e, OP_ERR_IO, "cannot open \"%s\": %s", path, strerror(errno));
     json_int_t bytes = 0;
-    uLong crc = 0;
+    uint32_t crc = 0;
     for (size_t n; (n = fread(part, 1, sizeof part, f)); bytes += (json_int_t)n)
-        crc = crc32_z(crc, part, n);
+        crc = op_crc32(crc, part, n);
     bool failed = ferror(f);
     fclose(f);
     if (failed)
@@ -227,7 +236,7 @@ op_status op_checkpoint_save(const char *dir, const op_learner *l, const op_run_
     if (!status)
         status = write_directory(half, l, state, identity, e);
     if (!status)
-        status = op_path_remove(path, e);
+        status = remove_step(dir, state->step, e);
     if (!status)
         status = op_path_rename(half, path, e);
     if (!status)

@@ -29,7 +29,8 @@ op_status op_checkpoint_load(const char *path, op_learner *l, op_run_state *stat
 /* *path is the newest checkpoint in dir (op_free), or NULL if there is none. */
 op_status op_checkpoint_newest(const char *dir, char **path, op_error *e);
 
-/* Removes the checkpoints of dir that are past step `after`, and half-written ones. */
+/* Removes the checkpoints of dir that are past step `after`, newest first, and what is half written or half removed: killed at any moment, it
+ * leaves complete ones only. */
 op_status op_checkpoint_forget(const char *dir, int64_t after, op_error *e);
 
 #endif

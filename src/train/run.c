@@ -3,17 +3,15 @@
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/resource.h>
-#include <time.h>
 
-#include <sodium.h>
-#include <zlib.h>
+#include <operant/clock.h>
 
 #include "base/hash.h"
 #include "base/mem.h"
 #include "base/rng.h"
 #include "io/file.h"
 #include "io/json.h"
+#include "io/zip.h"
 #include "ops/ops.h"
 #include "train/checkpoint.h"
 #include "train/journal.h"
@@ -43,40 +41,19 @@ static op_status no_memory(op_error *e)
     return op_error_set(e, OP_ERR_NOMEM, "out of memory for the run");
 }
 
-static double now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static double peak_rss_mb(void)
-{
-    struct rusage use;
-    return getrusage(RUSAGE_SELF, &use) ? 0 : (double)use.ru_maxrss / 1024;
-}
-
 /* ---- what the run is ---- */
 
-static void hash_items(crypto_hash_sha256_state *h, const op_item *items, size_t n)
+static void hash_items(const op_item *items, size_t n, char hex[OP_HASH_HEX])
 {
+    op_hasher h;
+    op_hash_begin(&h);
     for (size_t i = 0; i < n; i++) {
         const op_item *x = &items[i];
-        size_t tokens = (size_t)x->n;
-        crypto_hash_sha256_update(h, (const unsigned char *)&x->n, sizeof x->n);
-        crypto_hash_sha256_update(h, (const unsigned char *)x->ids, tokens * sizeof *x->ids);
-        crypto_hash_sha256_update(h, (const unsigned char *)x->weights, tokens * sizeof *x->weights);
+        op_hash_add(&h, &x->n, sizeof x->n);
+        op_hash_add(&h, x->ids, (size_t)x->n * sizeof *x->ids);
+        op_hash_add(&h, x->weights, (size_t)x->n * sizeof *x->weights);
     }
-}
-
-static void data_hash(const run *r, char hex[OP_HASH_HEX])
-{
-    unsigned char digest[crypto_hash_sha256_BYTES];
-    crypto_hash_sha256_state h;
-    crypto_hash_sha256_init(&h);
-    hash_items(&h, r->items, r->n);
-    crypto_hash_sha256_final(&h, digest);
-    sodium_bin2hex(hex, OP_HASH_HEX, digest, sizeof digest);
+    op_hash_end(&h, hex);
 }
 
 /* The values that an adapter starts from; those of a whole model have the model's hash. */
@@ -89,13 +66,14 @@ static void start_hash(const run *r, char hex[OP_HASH_HEX])
 /* The caller's settings, and what the caller could get wrong: the tokens themselves, the base weights and what "auto" meant. */
 static op_status make_identity(run *r, op_error *e)
 {
-    char data[OP_HASH_HEX], model[OP_HASH_HEX], start[OP_HASH_HEX];
+    char data[OP_HASH_HEX], held[OP_HASH_HEX], model[OP_HASH_HEX], start[OP_HASH_HEX];
     op_status status = op_model_hash(r->model, model, e);
     if (status)
         return status;
-    data_hash(r, data);
+    hash_items(r->items, r->n, data);
+    hash_items(r->held, r->n_held, held);
     start_hash(r, start);
-    const char *const ours[][2] = {{"the training data with hash", data}, {"the base model with hash", model},
+    const char *const ours[][2] = {{"the training data with hash", data}, {"the held-out data with hash", held}, {"the base model with hash", model},
                                    {"the first adapter with hash", start},
                                    {"dtype", op_dtype_name(op_model_get_options(r->model)->act)}};
     r->identity = r->o->identity ? json_copy(r->o->identity) : json_object();
@@ -113,17 +91,33 @@ static op_status write_text(const char *dir, const char *name, const char *text,
     return status;
 }
 
+/* Tokens of all items, and those with a weight. */
+static json_t *count_tokens(const op_item *items, size_t n)
+{
+    json_int_t tokens = 0, trained = 0;
+    for (size_t i = 0; i < n; i++) {
+        tokens += items[i].n;
+        for (int32_t t = 1; t < items[i].n; t++)
+            trained += items[i].weights[t] != 0;
+    }
+    return json_pack("{sI sI sI}", "items", (json_int_t)n, "tokens", tokens, "trained_tokens", trained);
+}
+
 static op_status write_environment(const run *r, op_error *e)
 {
     const op_model_options *m = op_model_get_options(r->model);
+    const op_model_config *c = op_model_get_config(r->model);
     char *path = op_path_join(r->o->dir, "env.json");
     json_t *root = json_pack(
-        "{ss ss s{ss ss ss} ss ss ss ss si sI sI sI sI sO}", "operant", OPERANT_VERSION, "compiler", __VERSION__, "libraries",
-        "jansson", JANSSON_VERSION, "libsodium", sodium_version_string(), "zlib", zlibVersion(), "simd", op_ops_simd(),
+        "{ss ss s{ss ss ss} ss ss ss ss si sI sI so so s{ss si si si sI sI} sO}", "operant", OPERANT_VERSION, "compiler", __VERSION__, "libraries",
+        "jansson", JANSSON_VERSION, "libsodium", op_hash_version(), "zlib", op_zip_version(), "simd", op_ops_simd(),
         "product_isa", op_ops_product_isa(), "backend", m->backend ? m->backend : "cpu", "dtype", op_dtype_name(m->act), "threads",
-        op_threads(), "seed", (json_int_t)r->o->seed, "items", (json_int_t)r->n, "held_out_items", (json_int_t)r->n_held,
-        "parameters_trained", (json_int_t)op_model_params(r->model).n, "identity", r->identity);
-    op_status status = path && root ? op_json_write(path, root, e) : no_memory(e);
+        op_threads(), "seed", (json_int_t)r->o->seed, "steps", (json_int_t)r->o->schedule.total, "data", count_tokens(r->items, r->n),
+        "held_out", count_tokens(r->held, r->n_held), "model", "family", op_family_name(c->family), "layers", (int)c->layers, "width",
+        (int)c->width, "vocab", (int)c->vocab, "parameters", (json_int_t)op_model_count(r->model), "parameters_trained",
+        (json_int_t)op_model_params(r->model).n, "identity", r->identity);
+    bool added = root && (!r->o->facts || !json_object_update(root, r->o->facts));
+    op_status status = path && added ? op_json_write(path, root, e) : no_memory(e);
     json_decref(root);
     op_free(path);
     return status;
@@ -171,7 +165,8 @@ static op_status resume(run *r, op_error *e)
         status = op_checkpoint_load(path, r->learner, &r->state, r->identity, e);
     if (!status && path)
         r->result->resumed_from = r->state.step;
-    if (!status && path && !strncmp(path, r->checkpoints, strlen(r->checkpoints)))
+    size_t n = strlen(r->checkpoints);
+    if (!status && path && !strncmp(path, r->checkpoints, n) && path[n] == '/')
         r->saved = r->state.step;
     if (!status)
         status = op_checkpoint_forget(r->checkpoints, path ? r->state.step : -1, e);
@@ -238,7 +233,7 @@ static void report(run *r, bool evaluated)
     p->eval_loss = r->state.last.loss;
     p->eval_perplexity = r->state.last.perplexity;
     p->evaluated = evaluated;
-    p->peak_rss_mb = peak_rss_mb();
+    p->peak_rss_mb = op_peak_rss_mb();
     if (r->o->callbacks.progress)
         r->o->callbacks.progress(r->o->callbacks.ctx, p);
 }
@@ -278,7 +273,7 @@ static op_status log_step(run *r, const op_step_stats *s, double seconds, op_err
                              (double)r->state.position / (double)r->n, "loss", r->sum_loss / r->sum_weight, "lr", r->progress.lr,
                              "grad_norm", s->grad_norm, "tokens", (json_int_t)r->state.tokens, "computed_tokens",
                              (json_int_t)s->computed, "micro_batches", s->micro_batches, "tokens_per_s",
-                             (double)s->tokens / fmax(seconds, 1e-9), "peak_rss_mb", peak_rss_mb());
+                             (double)s->tokens / fmax(seconds, 1e-9), "peak_rss_mb", op_peak_rss_mb());
     r->sum_loss = r->sum_weight = 0;
     return op_journal_add(&r->journal, line, e);
 }
@@ -286,12 +281,12 @@ static op_status log_step(run *r, const op_step_stats *s, double seconds, op_err
 static op_status train_step(run *r, op_error *e)
 {
     op_step_stats s;
-    double start = now(), lr = op_schedule_lr(&r->o->schedule, r->state.step);
+    double start = op_seconds(), lr = op_schedule_lr(&r->o->schedule, r->state.step);
     int32_t count = choose_items(r);
     op_status status = op_learner_step(r->learner, r->step_items, (size_t)count, lr, &s, e);
     if (status)
         return status;
-    double seconds = now() - start;
+    double seconds = op_seconds() - start;
     r->state.step++;
     r->state.position += count;
     r->state.tokens += s.tokens;
@@ -334,15 +329,14 @@ static op_status train(run *r, op_error *e)
         bool last = r->state.step == total;
         if (!status && (last || (r->o->eval_steps ? due(r->state.step, r->o->eval_steps) : ends_epoch(r))))
             status = evaluate(r, e);
-        if (!status && (last || due(r->state.step, r->o->save_steps)))
+        if (!status && due(r->state.step, r->o->save_steps))
             status = save(r, e);
     }
-    if (!status && r->state.step < total) {
+    if (!status)
         status = save(r, e);
-        if (!status)
-            status = op_error_set(e, OP_ERR_INTERRUPTED, "stopped after step %lld of %lld; resume=auto goes on from there",
-                                  (long long)r->state.step, (long long)total);
-    }
+    if (!status && r->state.step < total)
+        status = op_error_set(e, OP_ERR_INTERRUPTED, "stopped after step %lld of %lld; resume=auto goes on from there",
+                              (long long)r->state.step, (long long)total);
     return status;
 }
 
@@ -360,7 +354,7 @@ op_status op_train_run(op_model *m, const op_train_options *o, const op_item *it
     result->tokens = r.state.tokens;
     result->first = r.state.first;
     result->last = r.state.last;
-    result->peak_rss_mb = peak_rss_mb();
+    result->peak_rss_mb = op_peak_rss_mb();
     end(&r);
     return status;
 }

@@ -8,6 +8,7 @@
 #include <cmocka.h>
 
 #include <operant/buf.h>
+#include <operant/clock.h>
 #include "base/hash.h"
 #include "base/mem.h"
 #include "base/num.h"
@@ -155,6 +156,33 @@ static void the_log_goes_to_the_callback_alone(void **state)
     assert_int_equal(n, 1);
 }
 
+static void a_hash_of_parts_is_that_of_the_whole(void **state)
+{
+    (void)state;
+    char text[300], whole[OP_HASH_HEX], parts[OP_HASH_HEX];
+    memset(text, 'x', sizeof text);
+    op_hash(text, sizeof text, whole);
+    op_hasher h;
+    op_hash_begin(&h);
+    for (size_t at = 0, n = 0; at < sizeof text; at += n++)
+        op_hash_add(&h, text + at, at + n > sizeof text ? sizeof text - at : n);
+    op_hash_end(&h, parts);
+    assert_string_equal(whole, parts);
+}
+
+static void the_clock_goes_forward_and_memory_is_counted_in_mib(void **state)
+{
+    (void)state;
+    enum { MIB = 64 };
+    double begin = op_seconds(), before = op_peak_rss_mb();
+    char *held = op_alloc((size_t)MIB << 20);
+    assert_non_null(held);
+    memset(held, 1, (size_t)MIB << 20);
+    assert_true(op_seconds() > begin);
+    assert_true(before > 0.5 && op_peak_rss_mb() >= before && op_peak_rss_mb() > MIB);
+    op_free(held);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -164,6 +192,8 @@ int main(void)
         cmocka_unit_test(a_buffer_refuses_to_pass_its_maximum_and_keeps_what_it_has),
         cmocka_unit_test(every_half_float_survives_the_way_through_float),
         cmocka_unit_test(sha256_of_abc_is_the_published_one),
+        cmocka_unit_test(a_hash_of_parts_is_that_of_the_whole),
+        cmocka_unit_test(the_clock_goes_forward_and_memory_is_counted_in_mib),
         cmocka_unit_test(an_arena_hands_out_aligned_memory_and_merges_after_growth),
         cmocka_unit_test(an_error_keeps_its_code_through_a_prefix),
         cmocka_unit_test(the_log_goes_to_the_callback_alone),

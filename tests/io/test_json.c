@@ -5,6 +5,7 @@
 #include <operant/jsonl.h>
 
 #include "io/json.h"
+#include "io/zip.h"
 
 static json_t *parse(const char *text)
 {
@@ -256,6 +257,13 @@ static void gzipped_lines_are_read_across_members(void **state)
     assert_int_equal(n, 4000);
 }
 
+static void the_crc_of_the_check_string_is_the_published_one_in_parts_too(void **state)
+{
+    (void)state;
+    assert_int_equal(op_crc32(0, "123456789", 9), 0xcbf43926);
+    assert_int_equal(op_crc32(op_crc32(0, "1234", 4), "56789", 5), 0xcbf43926);
+}
+
 static void a_gzip_file_cut_short_or_damaged_is_an_error(void **state)
 {
     (void)state;
@@ -338,6 +346,7 @@ int main(void)
         cmocka_unit_test(a_broken_line_is_an_error_with_its_number),
         cmocka_unit_test(a_status_from_the_callback_ends_the_walk),
         cmocka_unit_test(gzipped_lines_are_read_across_members),
+        cmocka_unit_test(the_crc_of_the_check_string_is_the_published_one_in_parts_too),
         cmocka_unit_test(a_gzip_file_cut_short_or_damaged_is_an_error),
         cmocka_unit_test(an_appended_line_is_compact_with_nine_digits_and_keeps_the_order_of_its_keys),
         cmocka_unit_test(every_failing_allocation_is_reported),

@@ -1,10 +1,11 @@
 #include "tools.h"
 
 #include <signal.h>
+#include <sys/inotify.h>
 #include <sys/wait.h>
-#include <time.h>
 
 #include <operant/buf.h>
+#include <operant/clock.h>
 
 #include "ops/ops.h"
 #include "train/checkpoint.h"
@@ -172,13 +173,6 @@ static pid_t start(const char *dir)
     return pid;
 }
 
-static double seconds(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 /* Waits for the child; true if it came to its end. */
 static bool ended(pid_t pid)
 {
@@ -193,9 +187,9 @@ static void a_run_killed_at_twenty_random_moments_ends_in_the_same_bits(void **s
 {
     (void)state;
     char *whole = temp_dir(), *killed = temp_dir();
-    double begin = seconds();
+    double begin = op_seconds();
     assert_true(ended(start(whole)));
-    double lasts = seconds() - begin;
+    double lasts = op_seconds() - begin;
     uint64_t draw = (uint64_t)getpid();
     int kills = 0, finished = 0;
     while (kills < 20) {
@@ -329,6 +323,116 @@ static void a_checkpoint_of_other_data_is_refused(void **state)
     remove_dir(dir);
 }
 
+static void a_checkpoint_of_other_held_out_data_is_refused(void **state)
+{
+    (void)state;
+    char *dir = temp_dir();
+    op_train_options o = usual(dir);
+    run_to_end(&o);
+    op_model *m = tiny_model(OP_TRAIN_ADAPTER, 0.2f);
+    items set = random_items(11, 3, true, 2), held = random_items(3, 1, false, 4);
+    op_train_result result;
+    op_error e;
+    assert_int_equal(op_train_run(m, &o, set.x, set.n, held.x, held.n, &result, &e), OP_ERR_MISMATCH);
+    assert_non_null(strstr(e.message, "the held-out data with hash"));
+    items_free(&set);
+    items_free(&held);
+    op_model_free(m);
+    remove_dir(dir);
+}
+
+/* Watches the directory: an entry that is no longer complete must not be seen under a checkpoint's name. */
+static void a_checkpoint_loses_its_name_before_its_files(void **state)
+{
+    (void)state;
+    char *dir = temp_dir();
+    op_train_options o = usual(dir);
+    run_to_end(&o);
+    char *checkpoints = path_in(dir, "checkpoints"), *left = path_in(dir, "checkpoints/.removing/state.json");
+    char *last = path_in(dir, "checkpoints/step-00000024"), *before = path_in(dir, "checkpoints/step-00000021");
+    int all = inotify_init1(IN_NONBLOCK), inner = inotify_init1(IN_NONBLOCK);
+    assert_true(inotify_add_watch(all, checkpoints, IN_MOVED_FROM | IN_DELETE) >= 0);
+    assert_true(inotify_add_watch(inner, last, IN_DELETE | IN_MOVE_SELF) >= 0);
+    assert_ok(op_checkpoint_forget(checkpoints, 21, e));
+    char bytes[4096];
+    assert_true(read(inner, bytes, sizeof bytes) > 0);
+    struct inotify_event event;
+    memcpy(&event, bytes, sizeof event);
+    assert_true(event.mask & IN_MOVE_SELF);
+    ssize_t n = read(all, bytes, sizeof bytes);
+    assert_true(n > 0);
+    memcpy(&event, bytes, sizeof event);
+    assert_true(event.mask & IN_MOVED_FROM);
+    assert_string_equal(bytes + sizeof event, "step-00000024");
+    close(all);
+    close(inner);
+    assert_false(op_path_exists(last));
+    assert_true(op_path_exists(before));
+
+    char *doomed = path_in(dir, "checkpoints/.removing"); /* what a kill in between leaves */
+    assert_ok(op_path_rename(before, doomed, e));
+    assert_true(op_path_exists(left));
+    assert_ok(op_checkpoint_forget(checkpoints, 21, e));
+    assert_false(op_path_exists(doomed));
+    op_free(checkpoints);
+    op_free(left);
+    op_free(last);
+    op_free(before);
+    op_free(doomed);
+    remove_dir(dir);
+}
+
+static void going_on_from_a_directory_of_a_similar_name_saves_into_its_own(void **state)
+{
+    (void)state;
+    char *dir = temp_dir();
+    op_train_options o = usual(dir);
+    run_to_end(&o);
+    char *own = path_in(dir, "checkpoints"), *old = path_in(dir, "checkpoints-old"), *from = path_in(dir, "checkpoints-old/step-00000021");
+    char *saved = path_in(dir, "checkpoints/step-00000021/state.json");
+    assert_ok(op_path_rename(own, old, e));
+    const int stop = 1;
+    o.resume = from;
+    o.callbacks.stop = &stop;
+    op_train_result result;
+    op_error e;
+    assert_int_equal(run(&o, &result, &e), OP_ERR_INTERRUPTED);
+    assert_true(op_path_exists(saved));
+    op_free(own);
+    op_free(old);
+    op_free(from);
+    op_free(saved);
+    remove_dir(dir);
+}
+
+static void env_json_tells_the_sizes_of_model_and_data(void **state)
+{
+    (void)state;
+    char *dir = temp_dir();
+    op_train_options o = usual(dir);
+    o.schedule.total = 1;
+    o.facts = json_pack("{ss}", "form", "messages");
+    run_to_end(&o);
+    json_decref(o.facts);
+    size_t n;
+    char *text = bytes_of(dir, "env.json", &n);
+    json_t *env = json_loadb(text, n, 0, NULL);
+    int steps, items, held;
+    json_int_t tokens, trained, parameters;
+    const char *form, *family;
+    assert_int_equal(json_unpack(env, "{si ss s{si sI sI} s{si} s{ss sI}}", "steps", &steps, "form", &form, "data", "items", &items, "tokens", &tokens,
+                                 "trained_tokens", &trained, "held_out", "items", &held, "model", "family", &family, "parameters", &parameters), 0);
+    assert_int_equal(steps, 1);
+    assert_int_equal(items, 11);
+    assert_int_equal(held, 3);
+    assert_string_equal(form, "messages");
+    assert_string_equal(family, "llama");
+    assert_true(tokens > trained && trained > 11 && parameters > 100);
+    json_decref(env);
+    op_free(text);
+    remove_dir(dir);
+}
+
 static void a_run_can_go_on_from_a_checkpoint_given_by_path(void **state)
 {
     (void)state;
@@ -395,6 +499,10 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_damaged_checkpoint_is_refused_by_name),
         cmocka_unit_test(a_checkpoint_of_other_settings_is_refused_and_the_message_names_the_setting),
         cmocka_unit_test(a_checkpoint_of_other_data_is_refused),
+        cmocka_unit_test(a_checkpoint_of_other_held_out_data_is_refused),
+        cmocka_unit_test(a_checkpoint_loses_its_name_before_its_files),
+        cmocka_unit_test(going_on_from_a_directory_of_a_similar_name_saves_into_its_own),
+        cmocka_unit_test(env_json_tells_the_sizes_of_model_and_data),
         cmocka_unit_test(a_run_can_go_on_from_a_checkpoint_given_by_path),
         cmocka_unit_test(every_failed_allocation_of_a_run_comes_back_as_an_error),
     };
