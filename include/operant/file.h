@@ -18,6 +18,8 @@ op_status op_path_rename(const char *from, const char *to, op_error *e);
 op_status op_path_remove(const char *path, op_error *e);
 bool op_path_exists(const char *path);
 bool op_path_is_dir(const char *path);
+/* Do both exist and are one and the same, whatever they are called? */
+bool op_path_same(const char *a, const char *b);
 /* "dir/name" as a new string (op_free); NULL when memory is out. */
 char *op_path_join(const char *dir, const char *name);
 

@@ -6,10 +6,8 @@
 #include <stdbool.h>
 #include <stdio.h>
 
-#include <operant/chat.h>
 #include <operant/config.h>
-#include <operant/model.h>
-#include <operant/tokenizer.h>
+#include <operant/subject.h>
 
 /* Exit codes: 0 done, 1 failed, 2 called wrongly, 130 interrupted. */
 typedef struct cli_command {
@@ -51,14 +49,9 @@ extern volatile int cli_stop;
 extern const char *cli_stop_words; /* what the first Ctrl-C prints */
 
 /* ---- a model with its words ---- */
-typedef struct cli_subject {
-    op_model *model;
-    op_tokenizer *tokenizer;
-    op_template *tmpl;  /* NULL: the model has no chat template */
-    op_chat chat;
-} cli_subject;
+typedef op_subject cli_subject;
 
-/* dtype: 0 auto, 1 f32, 2 bf16. On failure nothing is held. */
+/* dtype: one of OP_SUBJECT_DTYPES. On failure nothing is held. */
 op_status cli_open(cli_subject *s, const char *path, int dtype, op_trainable trainable, op_error *e);
 void cli_close(cli_subject *s);
 op_dtype cli_dtype(int dtype);

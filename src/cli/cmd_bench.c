@@ -2,10 +2,10 @@
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <operant/clock.h>
 #include <operant/env.h>
 #include <operant/generate.h>
 #include <operant/train.h>
@@ -45,13 +45,6 @@ static double median(double *x, int64_t n)
     return x[n / 2];
 }
 
-static double peak_rss_mb(void)
-{
-    struct rusage u;
-    getrusage(RUSAGE_SELF, &u);
-    return (double)u.ru_maxrss / 1024;
-}
-
 /* Floating-point operations of training on one token: three products of 2 N K for each matrix (two for the base of an adapter), the
  * output layer included; attention over the mean length besides. */
 static double flop_per_token(const op_model_config *c, int64_t count, int64_t length, bool lora)
@@ -63,7 +56,7 @@ static double flop_per_token(const op_model_config *c, int64_t count, int64_t le
 
 static op_status open_model(op_model **m, const options *o, op_trainable trainable, op_error *e)
 {
-    op_model_options how = {.act = cli_dtype(o->dtype), .trainable = trainable,
+    op_model_options how = {.act = op_subject_dtype(o->dtype, NULL), .trainable = trainable,
                             .lora = {.rank = (int32_t)o->lora_r, .alpha = 2 * (float)o->lora_r, .targets = OP_LORA_ALL}};
     return op_model_open(m, o->model, &how, e);
 }
@@ -102,15 +95,15 @@ static op_status bench_train(const options *o, bool lora, json_t *out, op_error 
             s = op_error_set(e, OP_ERR_INTERRUPTED, "interrupted");
             break;
         }
-        double start = cli_now();
+        double start = op_seconds();
         s = op_learner_step(l, items, (size_t)o->batch, 1e-6, &stats, e);
-        seconds[i] = cli_now() - start;
+        seconds[i] = op_seconds() - start;
         cli_progress(false, "%s step %lld/%lld: %.0f tokens/s", lora ? "lora" : "train", (long long)i + 1, (long long)o->steps, (double)T / seconds[i]);
     }
     double rate = s ? 0 : (double)T / median(seconds, o->steps);
     json_object_set_new(out, "tokens_per_s", json_real(rate));
     json_object_set_new(out, "gflops", json_real(rate * flop_per_token(c, op_model_count(m), o->length, lora) * 1e-9));
-    json_object_set_new(out, "peak_rss_mb", json_real(peak_rss_mb()));
+    json_object_set_new(out, "peak_rss_mb", json_real(op_peak_rss_mb()));
     free(ids);
     free(weights);
     free(items);
@@ -134,9 +127,9 @@ static op_status timed_generate(op_model *m, int32_t n, int32_t prompt, int32_t 
     for (int32_t i = 0; i < n; i++)
         r[i] = (op_request){.prompt = ids + i * prompt, .n_prompt = prompt, .adapter = -1, .share = -1,
                             .sampling = {.temperature = 1, .top_p = 1, .repetition_penalty = 1, .max_tokens = tokens, .seed = (uint64_t)i}};
-    double start = cli_now();
+    double start = op_seconds();
     op_status s = op_generate(m, r, (size_t)n, &(op_generate_options){.ignore_eos = true, .interrupt = &cli_stop}, e);
-    *seconds = cli_now() - start;
+    *seconds = op_seconds() - start;
     for (int32_t i = 0; i < n; i++)
         op_request_release(&r[i]);
     free(r);
@@ -268,7 +261,7 @@ static int run(const cli_command *c, int argc, char **argv)
     }
     if (o.threads)
         op_env_threads((int)o.threads);
-    bool bf16 = cli_dtype(o.dtype) == OP_BF16, failed = false;
+    bool bf16 = op_subject_dtype(o.dtype, NULL) == OP_BF16, failed = false;
     double peak_bf16 = peak_in_child(OP_BF16), peak_f32 = peak_in_child(OP_F32), peak = bf16 ? peak_bf16 : peak_f32;
     json_t *all = json_pack("{s{sf sf}}", "peak", "bf16_gflops", peak_bf16, "f32_gflops", peak_f32);
     for (int i = TRAIN; i <= GENERATE && !cli_stop; i++) {

@@ -4,6 +4,7 @@
 
 #include <operant/dataset.h>
 #include <operant/sft.h>
+#include <operant/subject.h>
 
 #include "cli/cli.h"
 
@@ -70,31 +71,25 @@ static void print_json(const op_example *x, const op_tokenizer *t)
 
 static op_status show(const options *o, bool json, op_error *e)
 {
-    op_tokenizer *t = NULL;
-    op_template *tmpl = NULL;
+    op_subject subject;
     op_dataset d = {0};
-    op_status s = op_tokenizer_open(&t, o->sft.model, e);
-    const char *source = s ? NULL : op_tokenizer_chat_template(t);
-    if (source)
-        s = op_template_parse(&tmpl, source, strlen(source), e);
-    op_chat chat = {.tokenizer = t, .tmpl = tmpl};
+    op_status s = op_subject_open_words(&subject, o->sft.model, e);
     op_dataset_options how = {.max_length = (int32_t)o->sft.max_length, .last_turn_only = o->sft.last_turn_only,
                               .onset_tokens = (int32_t)o->sft.onset_tokens, .onset_weight = (float)o->sft.onset_weight};
     if (!s)
-        s = op_dataset_read(&d, o->sft.train_file, &chat, &how, e);
+        s = op_dataset_read(&d, o->sft.train_file, &subject.chat, &how, e);
     if (!s) {
         for (size_t i = (size_t)o->first - 1; i < d.n && (!o->lines || i < (size_t)(o->first - 1 + o->lines)); i++) {
             if (json)
-                print_json(&d.examples[i], t);
+                print_json(&d.examples[i], subject.tokenizer);
             else
-                print_example(&d.examples[i], t, cli_colour(stdout));
+                print_example(&d.examples[i], subject.tokenizer, cli_colour(stdout));
         }
         fprintf(stderr, "%s: form \"%s\", %zu examples, %lld tokens, %lld learned, %lld examples cut at %lld tokens\n", o->sft.train_file, d.form, d.n,
                 (long long)d.tokens, (long long)d.trained_tokens, (long long)d.truncated, (long long)o->sft.max_length);
         op_dataset_release(&d);
     }
-    op_template_free(tmpl);
-    op_tokenizer_free(t);
+    op_subject_close(&subject);
     return s;
 }
 

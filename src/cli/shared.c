@@ -5,10 +5,9 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
-#include <operant/env.h>
+#include <operant/clock.h>
 
 volatile int cli_stop;
 const char *cli_stop_words = "\ninterrupted: finishing what is under way, then stopping (again: stop at once)\n";
@@ -116,9 +115,7 @@ cli_args cli_parse(const cli_command *c, void *settings, int argc, char **argv)
 
 double cli_now(void)
 {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+    return op_seconds();
 }
 
 const char *cli_eta(double seconds, char room[32])
@@ -139,7 +136,7 @@ void cli_progress(bool last, const char *format, ...)
 {
     static double shown;
     bool terminal = isatty(STDERR_FILENO);
-    double now = cli_now();
+    double now = op_seconds();
     if (!last && now - shown < (terminal ? 0.2 : 15))
         return;
     shown = now;
@@ -157,7 +154,7 @@ void cli_progress(bool last, const char *format, ...)
 
 op_dtype cli_dtype(int dtype)
 {
-    return dtype == 1 ? OP_F32 : dtype == 2 ? OP_BF16 : op_env_native_bf16() ? OP_BF16 : OP_F32;
+    return op_subject_dtype(dtype, NULL);
 }
 
 op_status cli_open(cli_subject *s, const char *path, int dtype, op_trainable trainable, op_error *e)
@@ -166,24 +163,12 @@ op_status cli_open(cli_subject *s, const char *path, int dtype, op_trainable tra
     if (!path)
         return op_error_set(e, OP_ERR_ARG, "no model: give model=PATH (a model directory, a run directory or a .gguf file)");
     op_model_options o = {.act = cli_dtype(dtype), .trainable = trainable};
-    op_status status = op_tokenizer_open(&s->tokenizer, path, e);
-    const char *source = status ? NULL : op_tokenizer_chat_template(s->tokenizer);
-    if (source)
-        status = op_template_parse(&s->tmpl, source, strlen(source), e);
-    if (!status)
-        status = op_model_open(&s->model, path, &o, e);
-    if (status)
-        cli_close(s);
-    s->chat = (op_chat){.tokenizer = s->tokenizer, .tmpl = s->tmpl};
-    return status;
+    return op_subject_open(s, path, &o, e);
 }
 
 void cli_close(cli_subject *s)
 {
-    op_model_free(s->model);
-    op_template_free(s->tmpl);
-    op_tokenizer_free(s->tokenizer);
-    *s = (cli_subject){0};
+    op_subject_close(s);
 }
 
 op_status cli_encode_prompt(const cli_subject *s, json_t *line, op_tokens *out, op_error *e)

@@ -238,6 +238,12 @@ bool op_path_is_dir(const char *path)
     return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
 }
 
+bool op_path_same(const char *a, const char *b)
+{
+    struct stat x, y;
+    return stat(a, &x) == 0 && stat(b, &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+}
+
 char *op_path_join(const char *dir, const char *name)
 {
     size_t n = strlen(dir), room = n + strlen(name) + 2;

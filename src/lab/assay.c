@@ -3,8 +3,8 @@
 #include <math.h>
 #include <stddef.h>
 #include <string.h>
-#include <time.h>
 
+#include <operant/clock.h>
 #include <operant/report.h>
 
 #include "base/hash.h"
@@ -13,8 +13,6 @@
 #include "io/json.h"
 #include "lab/parts.h"
 #include "ops/ops.h"
-
-enum { DTYPE_AUTO, DTYPE_F32, DTYPE_BF16 };
 
 #define AT(field) offsetof(op_assay_options, field)
 
@@ -36,7 +34,7 @@ const op_option op_assay_table[] = {
     {"logprob_judge", OP_OPTION_BOOL, AT(logprob_judge), "true", 0, 0, NULL, "compare the log-probabilities of asking, answering and declining too"},
     {"logprob_limit", OP_OPTION_INT, AT(logprob_limit), "30", 0, 1 << 20, NULL, "prompts of each class for it; 0: all"},
     {"logprob_classes", OP_OPTION_LIST, AT(logprob_classes), "neighbour,sensitive,unjustified,thin,good,bad", 0, 0, NULL, "classes for it"},
-    {"dtype", OP_OPTION_CHOICE, AT(dtype), "auto", 0, 0, "auto|f32|bf16", "of activations and products; auto: bf16 where the processor multiplies it"},
+    {"dtype", OP_OPTION_CHOICE, AT(dtype), "auto", 0, 0, OP_SUBJECT_DTYPES, "of activations and products; auto: bf16 where the processor multiplies it"},
     {"backend", OP_OPTION_STRING, AT(backend), NULL, 0, 0, NULL, "cpu or ref"},
     {"threads", OP_OPTION_INT, AT(threads), "0", 0, 1024, NULL, "0: one a core"},
     {"batch|batch_size", OP_OPTION_INT, AT(batch), "32", 1, 32, NULL, "replies written at once; does not change them"},
@@ -50,22 +48,15 @@ static op_status no_memory(op_error *e)
 
 /* ---- progress ---- */
 
-static double now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 void op_lab_begin(op_lab *l)
 {
-    l->seconds = now();
+    l->seconds = op_seconds();
 }
 
 op_status op_lab_tell(op_lab *l, const char *what, int64_t done, int64_t total, int64_t tokens, op_error *e)
 {
     const op_assay_callbacks *c = l->callbacks;
-    double seconds = fmax(now() - l->seconds, 1e-9);
+    double seconds = fmax(op_seconds() - l->seconds, 1e-9);
     if (c->progress)
         c->progress(c->ctx, &(op_assay_progress){what, done, total, (double)tokens / seconds,
                                                  done ? seconds / (double)done * (double)(total - done) : NAN});
@@ -76,27 +67,9 @@ op_status op_lab_tell(op_lab *l, const char *what, int64_t done, int64_t total, 
 
 static op_status open_subject(op_subject *s, const op_assay_options *o, op_error *e)
 {
-    bool bf16 = o->dtype == DTYPE_BF16 || (o->dtype == DTYPE_AUTO && !o->backend && op_ops_native_bf16());
-    op_model_options how = {.backend = o->backend, .act = bf16 ? OP_BF16 : OP_F32, .trainable = OP_TRAIN_NONE};
-    op_status status = op_model_open(&s->model, o->model, &how, e);
-    if (!status)
-        status = op_tokenizer_open(&s->tokenizer, o->model, e);
-    if (status)
-        return status;
-    const char *source = op_tokenizer_chat_template(s->tokenizer);
-    if (!source)
-        return op_error_set(e, OP_ERR_UNSUPPORTED, "%s: has no chat template", o->model);
-    s->adapter = op_model_adapter_count(s->model) > 0 ? 0 : -1;
-    status = op_template_parse(&s->tmpl, source, strlen(source), e);
-    s->chat = (op_chat){.tokenizer = s->tokenizer, .tmpl = s->tmpl};
-    return status;
-}
-
-static void close_subject(op_subject *s)
-{
-    op_template_free(s->tmpl);
-    op_tokenizer_free(s->tokenizer);
-    op_model_free(s->model);
+    op_model_options how = {.backend = o->backend, .act = op_subject_dtype(o->dtype, o->backend), .trainable = OP_TRAIN_NONE};
+    op_status status = op_subject_open(s, o->model, &how, e);
+    return !status && !s->tmpl ? op_error_set(e, OP_ERR_UNSUPPORTED, "%s: has no chat template", o->model) : status;
 }
 
 /* ---- results.json ---- */
@@ -240,7 +213,7 @@ static op_status measure_words(op_lab *l, json_t *results, op_error *e)
 static op_status measure(op_lab *l, int threads, json_t *results, const json_t *reference, op_error *e)
 {
     const op_assay_options *o = l->o;
-    double start = now();
+    double start = op_seconds();
     op_status status = add_files(o, results, e);
     if (!status)
         status = add_settings(l, threads, results, e);
@@ -258,7 +231,7 @@ static op_status measure(op_lab *l, int threads, json_t *results, const json_t *
         status = measure_neutral(l, results, e);
     if (!status && o->train_file)
         status = measure_words(l, results, e);
-    if (!status && (json_object_set_new(results, "seconds", json_real(now() - start)) || !op_lab_add_aims(results, reference)))
+    if (!status && (json_object_set_new(results, "seconds", json_real(op_seconds() - start)) || !op_lab_add_aims(results, reference)))
         status = no_memory(e);
     return status;
 }
@@ -342,7 +315,7 @@ op_status op_assay_run(const op_assay_options *o, const op_assay_callbacks *call
     op_free(l.requests);
     op_cases_release(&l.cases);
     op_judge_free(l.judge);
-    close_subject(&l.subject);
+    op_subject_close(&l.subject);
     if (status)
         op_assay_results_release(out);
     return status;

@@ -8,10 +8,8 @@
 #include <jansson.h>
 
 #include <operant/assay.h>
-#include <operant/chat.h>
 #include <operant/generate.h>
-#include <operant/model.h>
-#include <operant/tokenizer.h>
+#include <operant/subject.h>
 
 #include "lab/judge.h"
 
@@ -55,15 +53,7 @@ void op_cases_release(op_cases *c);
 /* Is case i among `limit` (0: all) spread evenly over its class? */
 bool op_case_is_among(const op_cases *c, size_t i, int64_t limit);
 
-/* ---- the subject ---- */
-
-typedef struct op_subject {
-    op_model *model;
-    op_tokenizer *tokenizer;
-    op_template *tmpl;
-    op_chat chat;
-    int32_t adapter; /* -1: none */
-} op_subject;
+/* ---- the measurement at hand ---- */
 
 typedef struct op_lab {
     const op_assay_options *o;

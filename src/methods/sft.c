@@ -6,10 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include <operant/chat.h>
 #include <operant/dataset.h>
-#include <operant/model.h>
-#include <operant/tokenizer.h>
+#include <operant/subject.h>
 
 #include "base/mem.h"
 #include "base/rng.h"
@@ -18,7 +16,6 @@
 #include "ops/ops.h"
 
 enum { METHOD_FULL, METHOD_LORA };
-enum { DTYPE_AUTO, DTYPE_F32, DTYPE_BF16 };
 
 #define AT(field) offsetof(op_sft_options, field)
 
@@ -53,7 +50,7 @@ const op_option op_sft_table[] = {
     {"adam_epsilon", OP_OPTION_FLOAT, AT(adam_epsilon), "1e-8", 0, 1, NULL, "added to AdamW's denominator"},
     {"weight_decay", OP_OPTION_FLOAT, AT(weight_decay), "0", 0, 10, NULL, "of matrices, per step and unit of learning rate"},
     {"max_grad_norm", OP_OPTION_FLOAT, AT(max_grad_norm), "1", 0, 1e9, NULL, "the gradient is scaled down to this length; 0: never"},
-    {"dtype", OP_OPTION_CHOICE, AT(dtype), "auto", 0, 0, "auto|f32|bf16", "type of activations and products; auto: bf16 where the processor multiplies it"},
+    {"dtype", OP_OPTION_CHOICE, AT(dtype), "auto", 0, 0, OP_SUBJECT_DTYPES, "type of activations and products; auto: bf16 where the processor multiplies it"},
     {"backend", OP_OPTION_STRING, AT(backend), NULL, 0, 0, NULL, "\"cpu\", or \"ref\" for plain C"},
     {"threads", OP_OPTION_INT, AT(threads), "0", 0, 4096, NULL, "0: one a core"},
     {"block_tokens", OP_OPTION_INT, AT(block_tokens), "512", 1, 1 << 24, NULL, "tokens of a micro-batch: decides memory, not the result"},
@@ -78,14 +75,12 @@ static const char *const free_keys[] = {
 
 typedef struct sft {
     const op_sft_options *o;
-    op_model *model;
-    op_tokenizer *tokenizer;
-    op_template *tmpl;
+    op_subject subject;
     op_dataset data, eval_data;
     op_item *items, *held; /* both in `all` or over eval_data */
     op_item *all;
     size_t n, n_held;
-    json_t *identity;
+    json_t *identity, *facts;
     op_buf config;
 } sft;
 
@@ -133,23 +128,17 @@ static op_status use_given_adapters(op_model *m, int method, op_error *e)
     return status;
 }
 
-static op_status open_model(sft *s, op_error *e)
+static op_status open_subject(sft *s, op_error *e)
 {
     const op_sft_options *o = s->o;
-    bool bf16 = o->dtype == DTYPE_BF16 || (o->dtype == DTYPE_AUTO && !o->backend && op_ops_native_bf16());
     op_model_options how = {
-        .backend = o->backend, .act = bf16 ? OP_BF16 : OP_F32, .seed = (uint64_t)o->seed, .recompute = o->recompute, .freeze_embedding = o->freeze_embedding,
+        .backend = o->backend, .act = op_subject_dtype(o->dtype, o->backend), .seed = (uint64_t)o->seed, .recompute = o->recompute, .freeze_embedding = o->freeze_embedding,
         .trainable = o->method == METHOD_LORA ? OP_TRAIN_ADAPTER : OP_TRAIN_ALL,
         .lora = {.rank = (int32_t)o->lora_r, .alpha = (float)o->lora_alpha, .dropout = (float)o->lora_dropout, .rslora = o->lora_rslora}};
     op_status status = o->method == METHOD_LORA ? parse_targets(o->lora_target_modules, &how.lora.targets, e) : OP_OK;
     if (!status)
-        status = op_model_open(&s->model, o->model, &how, e);
-    if (!status)
-        status = use_given_adapters(s->model, o->method, e);
-    if (!status)
-        status = op_tokenizer_open(&s->tokenizer, o->model, e);
-    const char *source = status ? NULL : op_tokenizer_chat_template(s->tokenizer);
-    return source ? op_template_parse(&s->tmpl, source, strlen(source), e) : status;
+        status = op_subject_open(&s->subject, o->model, &how, e);
+    return status ? status : use_given_adapters(s->subject.model, o->method, e);
 }
 
 /* ---- data ---- */
@@ -202,14 +191,13 @@ static op_status split(sft *s, op_error *e)
 static op_status read_data(sft *s, op_error *e)
 {
     const op_sft_options *o = s->o;
-    const op_chat chat = {.tokenizer = s->tokenizer, .tmpl = s->tmpl};
-    int64_t longest = op_model_get_config(s->model)->max_positions;
+    int64_t longest = op_model_get_config(s->subject.model)->max_positions;
     op_dataset_options how = {.max_length = (int32_t)(o->max_length < longest ? o->max_length : longest),
                               .last_turn_only = o->last_turn_only, .onset_tokens = (int32_t)o->onset_tokens,
                               .onset_weight = (float)o->onset_weight};
-    op_status status = op_dataset_read(&s->data, o->train_file, &chat, &how, e);
+    op_status status = op_dataset_read(&s->data, o->train_file, &s->subject.chat, &how, e);
     if (!status && o->eval_file)
-        status = op_dataset_read(&s->eval_data, o->eval_file, &chat, &how, e);
+        status = op_dataset_read(&s->eval_data, o->eval_file, &s->subject.chat, &how, e);
     if (!status && !s->data.trained_tokens)
         status = op_error_set(e, OP_ERR_FORMAT, "%s: none of its %zu examples has a trained token", o->train_file, s->data.n);
     if (status)
@@ -225,8 +213,9 @@ static op_status make_identity(sft *s, op_error *e)
     op_buf text;
     op_buf_init(&text, 1 << 16);
     s->identity = json_object();
-    op_status status = s->identity && !json_object_set_new(s->identity, "train_file, with hash", json_string(s->data.hash))
-                           ? OP_OK : no_memory(e);
+    bool made = s->identity && !json_object_set_new(s->identity, "train_file, with hash", json_string(s->data.hash)) &&
+                (!s->o->eval_file || !json_object_set_new(s->identity, "eval_file, with hash", json_string(s->eval_data.hash)));
+    op_status status = made ? OP_OK : no_memory(e);
     for (const op_option *row = op_sft_table; !status && row->key; row++) {
         char key[64];
         size_t n = strcspn(row->key, "|");
@@ -252,6 +241,13 @@ static op_status make_identity(sft *s, op_error *e)
     return status;
 }
 
+/* What a reader of the run would want to know of the data besides their numbers. */
+static op_status make_facts(sft *s, op_error *e)
+{
+    s->facts = json_pack("{ss sI}", "form", s->data.form, "truncated", (json_int_t)s->data.truncated);
+    return s->facts ? OP_OK : no_memory(e);
+}
+
 static op_train_options train_options(const sft *s, const op_sft_callbacks *callbacks)
 {
     const op_sft_options *o = s->o;
@@ -265,7 +261,7 @@ static op_train_options train_options(const sft *s, const op_sft_callbacks *call
                     .share_min = (int32_t)o->share_prefix, .seed = (uint64_t)o->seed},
         .schedule = {.type = (op_schedule_type)o->lr_scheduler_type, .lr = o->learning_rate, .total = total, .warmup = warmup,
                      .decay_ratio = o->wsd_decay_ratio, .min_ratio = o->min_lr_ratio},
-        .dir = o->output_dir, .config = s->config.data, .identity = s->identity, .seed = (uint64_t)o->seed,
+        .dir = o->output_dir, .config = s->config.data, .identity = s->identity, .facts = s->facts, .seed = (uint64_t)o->seed,
         .sequences = (int32_t)sequences, .eval_steps = o->eval_steps, .save_steps = o->save_steps,
         .save_keep = (int32_t)o->save_total_limit, .log_steps = o->logging_steps, .resume = o->resume};
     if (callbacks)
@@ -277,10 +273,10 @@ static void tell_plan(const sft *s, const op_train_options *t, int threads, cons
 {
     if (!callbacks || !callbacks->plan)
         return;
-    op_sft_plan plan = {.parameters = op_model_count(s->model), .trained_parameters = (int64_t)op_model_params(s->model).n,
+    op_sft_plan plan = {.parameters = op_model_count(s->subject.model), .trained_parameters = (int64_t)op_model_params(s->subject.model).n,
                         .examples = (int64_t)s->n, .held_out = (int64_t)s->n_held, .tokens = s->data.tokens,
                         .trained_tokens = s->data.trained_tokens, .truncated = s->data.truncated, .steps = t->schedule.total,
-                        .form = s->data.form, .dtype = op_dtype_name(op_model_get_options(s->model)->act), .threads = threads};
+                        .form = s->data.form, .dtype = op_dtype_name(op_model_get_options(s->subject.model)->act), .threads = threads};
     callbacks->plan(callbacks->ctx, &plan);
 }
 
@@ -301,7 +297,7 @@ static op_status save_adapter(const sft *s, const char *dir, op_error *e)
     if (!status && !realpath(named, base))
         status = op_error_set(e, OP_ERR_IO, "cannot find the base model \"%s\"", named);
     op_free(named);
-    return status ? status : op_model_adapter_save(s->model, 0, dir, base, e);
+    return status ? status : op_model_adapter_save(s->subject.model, 0, dir, base, e);
 }
 
 /* A directory is a model or an adapter: what an earlier run of the other method left must not be found first. */
@@ -314,17 +310,25 @@ static op_status save_result(const sft *s, op_error *e)
     if (!status)
         status = remove_file(dir, lora ? "model.safetensors" : "adapter_model.safetensors", e);
     if (!status)
-        status = lora ? save_adapter(s, dir, e) : op_model_save(s->model, dir, dtypes[s->o->save_dtype], e);
-    return status ? status : op_tokenizer_save(s->tokenizer, dir, e);
+        status = lora ? save_adapter(s, dir, e) : op_model_save(s->subject.model, dir, dtypes[s->o->save_dtype], e);
+    return status ? status : op_tokenizer_save(s->subject.tokenizer, dir, e);
 }
 
 /* ---- run ---- */
 
 /* Saving would overwrite or remove the weights that were started from. */
-static bool same_directory(const char *a, const char *b)
+static op_status check_output(const op_sft_options *o, op_error *e)
 {
-    char first[PATH_MAX], second[PATH_MAX];
-    return realpath(a, first) && realpath(b, second) && !strcmp(first, second);
+    char *base;
+    if (!op_path_exists(o->output_dir)) /* what is wrong with the model is told when it is opened */
+        return OP_OK;
+    if (op_path_same(o->model, o->output_dir))
+        return op_error_set(e, OP_ERR_ARG, "output_dir \"%s\" is the directory of the model itself", o->output_dir);
+    op_status status = op_model_base_path(o->model, &base, e);
+    if (!status && op_path_same(base, o->output_dir))
+        status = op_error_set(e, OP_ERR_ARG, "output_dir \"%s\" is the directory of the adapter's base model", o->output_dir);
+    op_free(base);
+    return status;
 }
 
 static op_status check_settings(const op_sft_options *o, op_error *e)
@@ -332,23 +336,20 @@ static op_status check_settings(const op_sft_options *o, op_error *e)
     const char *missing = !o->model ? "model" : !o->train_file ? "train_file" : !o->output_dir ? "output_dir" : NULL;
     if (missing)
         return op_error_set(e, OP_ERR_ARG, "key \"%s\" is not set", missing);
-    if (same_directory(o->model, o->output_dir))
-        return op_error_set(e, OP_ERR_ARG, "output_dir \"%s\" is the directory of the model itself", o->output_dir);
     if (o->batch_size * o->gradient_accumulation_steps > 1 << 20)
         return op_error_set(e, OP_ERR_ARG, "batch_size times gradient_accumulation_steps is %lld, expected at most %d",
                             (long long)(o->batch_size * o->gradient_accumulation_steps), 1 << 20);
-    return OP_OK;
+    return check_output(o, e);
 }
 
 static void release(sft *s)
 {
-    op_model_free(s->model);
-    op_tokenizer_free(s->tokenizer);
-    op_template_free(s->tmpl);
+    op_subject_close(&s->subject);
     op_dataset_release(&s->data);
     op_dataset_release(&s->eval_data);
     op_free(s->all);
     json_decref(s->identity);
+    json_decref(s->facts);
     op_buf_release(&s->config);
 }
 
@@ -361,17 +362,19 @@ op_status op_sft_run(const op_sft_options *o, const op_sft_callbacks *callbacks,
     int threads = op_threads_set((int)o->threads);
     sft s = {.o = o};
     op_buf_init(&s.config, 1 << 20);
-    status = open_model(&s, e);
+    status = open_subject(&s, e);
     if (!status)
         status = read_data(&s, e);
     if (!status)
         status = make_identity(&s, e);
+    if (!status)
+        status = make_facts(&s, e);
     if (!status && op_config_write(o, op_sft_table, &s.config))
         status = no_memory(e);
     if (!status) {
         op_train_options t = train_options(&s, callbacks);
         tell_plan(&s, &t, threads, callbacks);
-        status = op_train_run(s.model, &t, s.items, s.n, s.held, s.n_held, result, e);
+        status = op_train_run(s.subject.model, &t, s.items, s.n, s.held, s.n_held, result, e);
     }
     if (!status)
         status = save_result(&s, e);

@@ -134,6 +134,19 @@ static op_status all_of_it(void *ctx, op_error *e)
     return s;
 }
 
+static void a_path_is_the_same_under_any_of_its_names(void **state)
+{
+    (void)state;
+    char file[256], other[256], link[256], around[256];
+    snprintf(file, sizeof file, "%s", put_file("one", "1", 1));
+    snprintf(other, sizeof other, "%s", put_file("two", "1", 1));
+    snprintf(link, sizeof link, "%s", in_dir("link"));
+    snprintf(around, sizeof around, "%s", in_dir("./one"));
+    assert_int_equal(symlink(file, link), 0);
+    assert_true(op_path_same(file, file) && op_path_same(file, link) && op_path_same(around, link));
+    assert_false(op_path_same(file, other) || op_path_same(file, in_dir("nowhere")) || op_path_same(in_dir("nowhere"), in_dir("nowhere")));
+}
+
 static void every_failing_allocation_is_reported(void **state)
 {
     (void)state;
@@ -152,6 +165,7 @@ int main(void)
         cmocka_unit_test(a_full_disk_leaves_no_partial_file),
         cmocka_unit_test(a_file_in_a_missing_directory_cannot_be_made),
         cmocka_unit_test(directories_are_made_with_their_parents_and_removed_with_their_contents),
+        cmocka_unit_test(a_path_is_the_same_under_any_of_its_names),
         cmocka_unit_test(every_failing_allocation_is_reported),
     };
     return cmocka_run_group_tests(tests, make_test_dir, remove_test_dir);

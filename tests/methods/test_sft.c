@@ -314,6 +314,13 @@ static void what_changed_between_save_and_resume_is_named(void **state)
     const char *const words[] = {word, NULL};
     assert_int_equal(run(dir, words, &result, &bad), OP_ERR_MISMATCH);
     assert_non_null(strstr(bad.message, "train_file, with hash"));
+    snprintf(word, sizeof word, "eval_file=%s", other);
+    char *measured = join(root, "measured");
+    assert_ok(run(measured, words, &result, e));
+    put(root, "other.jsonl", "{\"text\":\"something else again\"}\n");
+    assert_int_equal(run(measured, words, &result, &bad), OP_ERR_MISMATCH);
+    assert_non_null(strstr(bad.message, "eval_file, with hash"));
+    op_free(measured);
     op_free(other);
     op_free(dir);
 }
@@ -349,6 +356,8 @@ static void training_goes_on_from_an_adapter_or_folds_it_in(void **state)
     assert_ok(run(folded, full, &after, e));
     assert_float_equal(after.first.loss, before.last.loss, 1e-4);
     assert_int_equal(run(root, other, &after, &bad), OP_ERR_MISMATCH);
+    assert_int_equal(run(base, more, &after, &bad), OP_ERR_ARG); /* would remove the weights that the adapter needs */
+    assert_non_null(strstr(bad.message, "is the directory of the adapter's base model"));
     op_free(first);
     op_free(second);
     op_free(folded);
