@@ -164,6 +164,33 @@ static void what_cannot_be_written_is_refused_before_anything_is(void **state)
     assert_false(op_path_exists(in_dir("none")));
 }
 
+static void refused(const char *from, op_export_format format, const char *to, const char *says)
+{
+    assert_int_equal(op_export(from, format, to, OP_F32, e), OP_ERR_ARG);
+    if (!strstr(e->message, says))
+        fail_msg("%s", e->message);
+}
+
+static void neither_the_source_nor_another_kind_of_result_is_written_over(void **state)
+{
+    (void)state;
+    float model = likelihood(in_dir("model")), adapter = likelihood(in_dir("adapter"));
+    refused(in_dir("model"), OP_EXPORT_HF, in_dir("./model"), "is the model itself");
+    refused(in_dir("adapter"), OP_EXPORT_PEFT, in_dir("adapter"), "is the model itself");
+    refused(in_dir("adapter"), OP_EXPORT_HF, in_dir("adapter"), "is the model itself");
+    refused(in_dir("adapter"), OP_EXPORT_HF, in_dir("model"), "is the base model of the adapter");
+    refused(in_dir("model"), OP_EXPORT_HF, in_dir("adapter"), "holds an adapter (\"adapter_config.json\")");
+    assert_ok(op_export(in_dir("model"), OP_EXPORT_HF, in_dir("again"), OP_F32, e));
+    assert_ok(op_export(in_dir("model"), OP_EXPORT_HF, in_dir("again"), OP_BF16, e)); /* the same kind is replaced */
+    refused(in_dir("adapter"), OP_EXPORT_PEFT, in_dir("again"), "holds a model (\"config.json\")");
+    refused(in_dir("model"), OP_EXPORT_GGUF, in_dir("again"), "found a directory, expected the name of a file");
+    assert_ok(op_export(in_dir("model"), OP_EXPORT_GGUF, in_dir("self.gguf"), OP_F32, e));
+    refused(in_dir("self.gguf"), OP_EXPORT_GGUF, in_dir("self.gguf"), "is the model itself");
+    refused(in_dir("model"), OP_EXPORT_HF, in_dir("self.gguf"), "found a file, expected the name of a directory");
+    assert_float_equal(likelihood(in_dir("model")), model, 0);
+    assert_float_equal(likelihood(in_dir("adapter")), adapter, 0);
+}
+
 static void a_failed_allocation_is_an_error_and_leaks_nothing(void **state)
 {
     (void)state;
@@ -189,6 +216,7 @@ int main(void)
         cmocka_unit_test(smaller_types_are_near),
         cmocka_unit_test(an_adapter_is_folded_in_or_kept_apart),
         cmocka_unit_test(what_cannot_be_written_is_refused_before_anything_is),
+        cmocka_unit_test(neither_the_source_nor_another_kind_of_result_is_written_over),
         cmocka_unit_test(a_failed_allocation_is_an_error_and_leaks_nothing),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
