@@ -25,7 +25,8 @@ static void show_progress(void *ctx, const op_train_progress *p)
     char eta[32], held_out[32] = "";
     if (!isnan(p->eval_loss))
         snprintf(held_out, sizeof held_out, ", held-out %.4f", p->eval_loss);
-    cli_progress(p->step == p->total && p->evaluated, "step %lld/%lld  loss %.4f%s  %.0f tokens/s  ETA %s", (long long)p->step,
+    bool last = p->step == p->total && (p->evaluated || isnan(p->eval_loss)); /* with nothing held out no evaluation follows */
+    cli_progress(last, "step %lld/%lld  loss %.4f%s  %.0f tokens/s  ETA %s", (long long)p->step,
                  (long long)p->total, p->loss, held_out, p->tokens_per_s, cli_eta(p->eta_s, eta));
 }
 

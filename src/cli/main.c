@@ -41,13 +41,17 @@ static void usage(FILE *out)
 }
 
 /* libgomp's threads spin for long while they wait for one another; beside any other busy process that makes products ten times slower.
- * It reads its settings before main, so the program starts itself once more with a short spin. */
+ * It reads its settings before main, so the program starts itself once more with a short spin: by its own path, from which the process has its name. */
 static void spin_less(char **argv)
 {
     if (getenv("GOMP_SPINCOUNT") || getenv("OMP_WAIT_POLICY"))
         return;
-    if (!setenv("GOMP_SPINCOUNT", "10000", 1))
-        execv("/proc/self/exe", argv);
+    char path[4096];
+    ssize_t n = readlink("/proc/self/exe", path, sizeof path);
+    if (n < 0 || n == sizeof path || setenv("GOMP_SPINCOUNT", "10000", 1))
+        return;
+    path[n] = 0;
+    execv(path, argv);
 }
 
 int main(int argc, char **argv)

@@ -424,6 +424,66 @@ static void an_adapter_is_trained_described_and_folded_in(void **state)
     says_the_same("run", "folded");
 }
 
+static void training_ends_with_a_line_of_the_last_step_though_nothing_is_held_out(void **state)
+{
+    (void)state;
+    succeeds(operant("train model=model train_file=d.jsonl output_dir=unheld max_steps=3 eval_fraction=0 max_length=64 dtype=f32"));
+    assert_has(err, "step 3/3");
+    succeeds(operant("train model=model train_file=d.jsonl output_dir=held max_steps=3 eval_fraction=0.5 max_length=64 dtype=f32"));
+    const char *last = strstr(err, "step 3/3");
+    assert_non_null(last);
+    assert_has(last, "held-out");
+    assert_null(strstr(last + 1, "step 3/3"));
+}
+
+/* What /proc tells of a process; its 0 bytes become line ends. */
+static void read_proc(pid_t pid, const char *what, char *text, size_t room)
+{
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%d/%s", (int)pid, what);
+    FILE *f = fopen(path, "r");
+    assert_non_null(f);
+    size_t n = fread(text, 1, room - 1, f);
+    fclose(f);
+    for (size_t i = 0; i < n; i++)
+        text[i] = text[i] ? text[i] : '\n';
+    text[n] = 0;
+}
+
+static void the_process_keeps_its_name_and_its_first_word(void **state)
+{
+    (void)state;
+    const char *program = getenv("OPERANT");
+    char path[4096], model[300], text[1 << 16] = "";
+    int lines[2];
+    assert_non_null(realpath(program ? program : "build/operant", path));
+    snprintf(model, sizeof model, "model=%s", in_dir("model"));
+    assert_int_equal(pipe(lines), 0);
+    pid_t child = fork();
+    if (!child) {
+        unsetenv("GOMP_SPINCOUNT");
+        unsetenv("OMP_WAIT_POLICY");
+        dup2(lines[0], STDIN_FILENO);
+        freopen("/dev/null", "w", stdout);
+        freopen("/dev/null", "w", stderr);
+        execl(path, "first-word", "chat", model, "dtype=f32", (char *)NULL);
+        _exit(127);
+    }
+    for (int i = 0; i < 400 && !strstr(text, "GOMP_SPINCOUNT="); i++) { /* it has started itself again */
+        usleep(25000);
+        read_proc(child, "environ", text, sizeof text);
+    }
+    assert_has(text, "GOMP_SPINCOUNT=");
+    read_proc(child, "comm", text, sizeof text);
+    assert_string_equal(text, "operant\n");
+    read_proc(child, "cmdline", text, sizeof text);
+    assert_has(text, "first-word\nchat\n");
+    kill(child, SIGKILL);
+    assert_int_equal(waitpid(child, NULL, 0), child);
+    close(lines[0]);
+    close(lines[1]);
+}
+
 static void an_interrupted_training_goes_on(void **state)
 {
     (void)state;
@@ -489,6 +549,8 @@ int main(void)
         cmocka_unit_test(chat_answers_each_line_of_a_pipe),
         cmocka_unit_test(an_exported_model_says_the_same),
         cmocka_unit_test(an_adapter_is_trained_described_and_folded_in),
+        cmocka_unit_test(training_ends_with_a_line_of_the_last_step_though_nothing_is_held_out),
+        cmocka_unit_test(the_process_keeps_its_name_and_its_first_word),
         cmocka_unit_test(an_interrupted_training_goes_on),
         cmocka_unit_test(env_tells_versions_and_features),
         cmocka_unit_test(bench_reports_every_number),
