@@ -346,9 +346,41 @@ static const op_lora *lora_of(const op_model *m, const op_stretch *st, int32_t l
     return y->A ? y : NULL;
 }
 
+static bool seen_before(const op_rows *r, int32_t stretch)
+{
+    for (int32_t i = 0; i < stretch; i++)
+        if (r->stretch[i].adapter == r->stretch[stretch].adapter)
+            return true;
+    return false;
+}
+
+/* Each adapter computes all M rows; those of others then have h = 0, which adds nothing to them. */
+static op_status padded_forward(const op_model *m, const op_rows *r, int32_t layer, int target, const void *x, void *y, int32_t ldy, bool y_f32,
+                                op_lora_scratch *s)
+{
+    op_status status = OP_OK;
+    for (int32_t i = 0; i < r->n_stretch && !status; i++) {
+        const op_adapter *a;
+        const op_lora *l = lora_of(m, &r->stretch[i], layer, target, &a);
+        if (!l || seen_before(r, i))
+            continue;
+        int32_t rank = a->options.rank;
+        size_t bytes = (size_t)rank * m->ops->act_size;
+        status = m->ops->gemm(false, true, r->M, rank, l->in, 1, x, l->in, l->A_act, l->in, 0, s->h, rank, false);
+        for (int32_t k = 0; k < r->n_stretch; k++)
+            if (r->stretch[k].adapter != r->stretch[i].adapter)
+                memset((char *)s->h + (size_t)r->stretch[k].first * bytes, 0, (size_t)r->stretch[k].n * bytes);
+        if (!status)
+            status = m->ops->gemm(false, true, r->M, l->out, rank, a->scale, s->h, rank, l->B_act, rank, 1, y, ldy, y_f32);
+    }
+    return status;
+}
+
 op_status op_lora_forward(const op_model *m, const op_rows *r, int32_t layer, int target, const void *x, void *y,
                           int32_t ldy, bool y_f32, op_lora_scratch *s)
 {
+    if (r->padded)
+        return padded_forward(m, r, layer, target, x, y, ldy, y_f32, s);
     op_status status = OP_OK;
     for (int32_t i = 0; i < r->n_stretch && !status; i++) {
         const op_stretch *st = &r->stretch[i];

@@ -277,8 +277,6 @@ static op_status reserve(sampler *s, op_error *e)
     const op_model_config *c = &s->m->config;
     size_t act = s->m->ops->act_size, C = (size_t)c->width, D = (size_t)c->head_dim, HD = (size_t)c->heads * D;
     size_t gu = (size_t)op_gu_width(c), row = (size_t)c->kv_heads * D;
-    size_t wide = gu > C ? gu : C;
-    wide = HD > wide ? HD : wide;
     bool ok = s->capacity > 0;
     s->k = take(s, (size_t)c->layers, sizeof *s->k, &ok);
     s->v = take(s, (size_t)c->layers, sizeof *s->v, &ok);
@@ -307,10 +305,7 @@ static op_status reserve(sampler *s, op_error *e)
     }
     s->mean = take(s, PREFILL, sizeof(float), &ok);
     s->rstd = take(s, PREFILL, sizeof(float), &ok);
-    size_t rank = (size_t)op_lora_rank(s->m);
-    s->lora.h = take(s, PREFILL * rank, act, &ok);
-    s->lora.dh = s->lora.h;
-    s->lora.wide = take(s, PREFILL * wide, act, &ok);
+    s->lora.h = take(s, PREFILL * (size_t)op_lora_rank(s->m), act, &ok);
     s->last = take(s, DECODE * C, act, &ok);
     s->last_request = take(s, DECODE, sizeof(int32_t), &ok);
     s->logits = take(s, DECODE * (size_t)c->vocab, sizeof(float), &ok);
@@ -421,7 +416,7 @@ static op_status run_rows(sampler *s)
             s->stretch[n_stretch++] = (op_stretch){i, 1, s->seqs[i].adapter};
     }
     s->first_seg[s->R] = n_seg;
-    op_rows rows = {.T = s->R, .M = s->M, .stretch = s->stretch, .n_stretch = n_stretch, .position = s->position};
+    op_rows rows = {.T = s->R, .M = s->M, .padded = true, .stretch = s->stretch, .n_stretch = n_stretch, .position = s->position};
     op_cached_attention a = {.R = s->R, .H = c->heads, .G = c->kv_heads, .D = c->head_dim, .ldq = ld,
                              .ldkv = c->kv_heads * c->head_dim, .window = c->window, .scale = 1 / sqrtf((float)c->head_dim),
                              .first_seg = s->first_seg, .seg = s->seg, .position = s->position, .key_position = s->key_position};

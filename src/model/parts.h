@@ -139,6 +139,7 @@ typedef struct op_stretch {
 typedef struct op_rows {
     int32_t T;                  /* rows in use */
     int32_t M;                  /* rows that products compute: T, or more when padded */
+    bool padded;                /* adapters' products compute M rows as well, so that a row's result does not depend on the others */
     const op_stretch *stretch;
     int32_t n_stretch;
     const int32_t *position;    /* [M] */
@@ -151,7 +152,7 @@ typedef struct op_lora_scratch {
     void *h, *dh, *wide;
 } op_lora_scratch;
 
-/* Adds scale B A x of the rows' adapters to y; y is act, or float when y_f32; ldy between rows. */
+/* Adds scale B A x of the rows' adapters to y; y is act, or float when y_f32; ldy between rows. x, y have M rows when padded. */
 op_status op_lora_forward(const op_model *m, const op_rows *r, int32_t layer, int target, const void *x, void *y,
                           int32_t ldy, bool y_f32, op_lora_scratch *s);
 /* Given dy (act, ldy), adds to dA, dB and to dx [M, in] (act). */

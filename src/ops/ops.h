@@ -86,15 +86,15 @@ typedef struct op_ops {
     bool keeps_f32; /* true: f32 backends multiply with the caller's w itself, which must outlive the handle */
 
     /* y[M, N] = x[M, K] W^T + bias[N]; bias may be NULL; y's type by `out`. x, y contiguous. For one M <= 512 a row of y has the
-     * same bits wherever it stands and whatever the other rows hold, if op_ops_product_isa() is avx512_core or better (below,
-     * the last place may differ). cpu runs blocks of 512 rows and the rest, each with the kernel of its row count. */
+     * same bits wherever it stands and whatever the other rows hold, unless op_ops_product_isa() is avx2 or avx2_vnni (whose
+     * kernels of 6 rows and of 2 differ in the last place). cpu runs blocks of 512 rows and the rest, each with the kernel of its row count. */
     op_status (*matmul)(const op_weight *W, int M, const void *x, const float *bias, op_out out, void *y);
     /* dx[M, K] = dy[M, N] W */
     op_status (*matmul_dx)(const op_weight *W, int M, const void *dy, op_out out, void *dx);
     /* dw[N, K] += dy[M, N]^T x[M, K] */
     op_status (*matmul_dw)(int M, int N, int K, const void *dy, const void *x, float *dw);
     /* General small product: C[M, N] = alpha op(A) op(B) + beta C. A and B are act, C is act or float (c_f32). ta: A is stored [K, M];
-     * tb: B is stored [N, K]. beta is 0 or 1. For LoRA (rank as M, N or K) and attention-like uses. */
+     * tb: B is stored [N, K]. beta is 0 or 1. Rows are as independent as matmul's. For LoRA (rank as M, N or K) and attention-like uses. */
     op_status (*gemm)(bool ta, bool tb, int M, int N, int K, float alpha, const void *A, int lda, const void *B, int ldb,
                       float beta, void *C, int ldc, bool c_f32);
     /* db[N] += column sums of dy[M, N] (ld between rows) */
