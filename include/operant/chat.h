@@ -26,6 +26,7 @@ typedef struct op_chat {
     const op_template *tmpl;
     const char *date; /* what templates that print a date show; NULL: "26 Jul 2024" (the default of Llama's own), so that the
                          ids of a data set do not depend on the day */
+    bool special_in_content; /* default false: see op_chat_encode */
 } op_chat;
 
 /* Appends the ids of `messages` (a JSON array of {"role","content",...}) to *out. The text is encoded in pieces cut where an assistant
@@ -35,6 +36,10 @@ typedef struct op_chat {
  * Byte offsets in *out refer to the rendered text, which is appended to *text when text is not NULL. `tools` may be NULL.
  * The variables that the template sees are those of transformers, with documents = none. Where a template writes a turn
  * differently once more turns follow (Qwen3 drops thoughts), the reply is found by the header that the generation prompt adds.
+ * Special tokens come from the template alone: what a message or a tool says, "<|im_end|>" say, is encoded as the plain text that it
+ * is, in training as in talking, so that nobody can end a turn or begin one by writing it. Added tokens that are not special (Qwen3's
+ * "<think>") are tokens wherever they stand. With special_in_content the whole rendered text is searched, as transformers does; the
+ * ids are the same for messages without such words. What a template makes of a role is the template's.
  * On an error *out, *turns and *text are as they were. */
 typedef struct op_turns {
     int32_t *turn;

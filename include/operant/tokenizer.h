@@ -48,7 +48,8 @@ void op_tokens_release(op_tokens *t);
 
 enum {
     OP_ENCODE_PLAIN = 0,
-    OP_ENCODE_SPECIAL = 1, /* special tokens written in the text become their ids (chat templates need it) */
+    OP_ENCODE_SPECIAL = 1, /* special tokens written in the text become their ids: for text that you wrote. What a user wrote is encoded
+                              without it, or with op_chat_encode (operant/chat.h), which tells the template's words from the user's */
     OP_ENCODE_AFFIX = 2,   /* add what the post-processor adds (a BOS, say) */
     OP_ENCODE_CONTINUE = 4,    /* the text goes on inside a longer one: nothing is prefixed to it (Llama-2's first space) */
     OP_ENCODE_AFTER_TOKEN = 8, /* the text goes on after an added token of a longer one */

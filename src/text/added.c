@@ -1,4 +1,4 @@
-/* The trie that finds added tokens. */
+/* Added tokens: the trie that finds them, and what looks like a special one. */
 #include <string.h>
 
 #include "base/mem.h"
@@ -48,4 +48,17 @@ void op_trie_release(op_trie *t)
 {
     op_free(t->nodes);
     *t = (op_trie){0};
+}
+
+bool op_tokenizer_begins_special(const op_tokenizer *t, const char *s, size_t n)
+{
+    if (!n || (!t->raw.first[(unsigned char)s[0]] && !t->normalized.first[(unsigned char)s[0]]))
+        return false;
+    for (size_t i = 0; i < t->n_added; i++) {
+        size_t length;
+        const char *text = op_strings_get(&t->texts, t->added[i].id, &length);
+        if (t->added[i].special && length && memcmp(s, text, length < n ? length : n) == 0)
+            return true;
+    }
+    return false;
 }

@@ -20,12 +20,22 @@ typedef struct reply {
     int32_t turn;
 } reply;
 
+/* What a template wrote, and where in it stand characters of a message that begin what looks like a special token. */
+typedef struct rendered {
+    char *data;
+    size_t len;
+    op_buf buf;
+    uint32_t *plain;
+    size_t n_plain, cap;
+} rendered;
+
 typedef struct chat_job {
     const op_chat *c;
-    json_t *messages, *tools;
+    json_t *messages, *tools; /* owned: with a mark before each such character */
+    char mark[5];             /* a private-use character that occurs in no message; empty: nothing is marked */
     bool generation_prompt;
     op_error *e;
-    op_buf whole, prompt, partial;
+    rendered whole, prompt, partial;
     op_tokens tokens; /* working memory */
     reply *replies;
     size_t n_replies;
@@ -44,9 +54,172 @@ static bool has_role(const json_t *message, const char *role)
     return its && strcmp(its, role) == 0;
 }
 
+/* ---- words that look like special tokens ---- */
+
+/* A template joins its own special tokens with the messages' words, and afterwards nobody can tell them apart. So every character of
+ * a message that begins a special token's text (or, at the end of a string, a part of one) is marked before the template runs; the
+ * marks are taken out of what it wrote, and their places given to the tokenizer. */
+
+#define MARK_FIRST 0xf0000u
+
+static bool contains(const json_t *v, const char *part)
+{
+    const char *key;
+    json_t *item;
+    size_t i;
+    if (json_is_string(v))
+        return strstr(json_string_value(v), part) != NULL;
+    json_array_foreach(v, i, item)
+        if (contains(item, part))
+            return true;
+    json_object_foreach((json_t *)v, key, item)
+        if (strstr(key, part) || contains(item, part))
+            return true;
+    return false;
+}
+
+static size_t count_specials(const op_tokenizer *t, const char *s, size_t n)
+{
+    size_t count = 0;
+    for (size_t i = 0; i < n; i++)
+        count += op_tokenizer_begins_special(t, s + i, n - i);
+    return count;
+}
+
+static bool has_specials(const op_tokenizer *t, const json_t *v)
+{
+    const char *key;
+    json_t *item;
+    size_t i;
+    if (json_is_string(v))
+        return count_specials(t, json_string_value(v), json_string_length(v)) > 0;
+    json_array_foreach(v, i, item)
+        if (has_specials(t, item))
+            return true;
+    json_object_foreach((json_t *)v, key, item)
+        if (count_specials(t, key, strlen(key)) || has_specials(t, item))
+            return true;
+    return false;
+}
+
+/* s[n] with its marks, as a new string (op_free); NULL when memory is out. */
+static char *marked(const chat_job *x, const char *s, size_t n, size_t *length)
+{
+    size_t m = strlen(x->mark), at = 0;
+    char *out = op_alloc(n + m * count_specials(x->c->tokenizer, s, n) + 1);
+    for (size_t i = 0; out && i < n; i++) {
+        if (op_tokenizer_begins_special(x->c->tokenizer, s + i, n - i)) {
+            memcpy(out + at, x->mark, m);
+            at += m;
+        }
+        out[at++] = s[i];
+    }
+    if (out)
+        out[at] = 0;
+    *length = at;
+    return out;
+}
+
+/* A copy with marks; NULL when memory is out. */
+static json_t *mark_value(const chat_job *x, json_t *v)
+{
+    const char *key;
+    json_t *item, *out;
+    size_t i, n;
+    if (json_is_string(v)) {
+        char *text = marked(x, json_string_value(v), json_string_length(v), &n);
+        out = text ? json_stringn(text, n) : NULL;
+        op_free(text);
+        return out;
+    }
+    if (json_is_array(v)) {
+        out = json_array();
+        json_array_foreach(v, i, item)
+            if (out && json_array_append_new(out, mark_value(x, item)))
+                json_decref(out), out = NULL;
+        return out;
+    }
+    if (!json_is_object(v))
+        return json_incref(v);
+    out = json_object();
+    json_object_foreach(v, key, item) {
+        char *name = out ? marked(x, key, strlen(key), &n) : NULL;
+        if (out && (!name || json_object_set_new(out, name, mark_value(x, item))))
+            json_decref(out), out = NULL;
+        op_free(name);
+    }
+    return out;
+}
+
+static op_status mark_specials(chat_job *x)
+{
+    const op_tokenizer *t = x->c->tokenizer;
+    if (x->c->special_in_content || !(has_specials(t, x->messages) || has_specials(t, x->tools))) {
+        json_incref(x->messages);
+        json_incref(x->tools);
+        return OP_OK;
+    }
+    uint32_t c = MARK_FIRST;
+    do {
+        memcpy(x->mark, (char[]){(char)(0xf0 | c >> 18), (char)(0x80 | (c >> 12 & 63)), (char)(0x80 | (c >> 6 & 63)), (char)(0x80 | (c & 63)), 0}, 5);
+        c++;
+    } while (contains(x->messages, x->mark) || contains(x->tools, x->mark));
+    bool tools = x->tools != NULL;
+    x->messages = mark_value(x, x->messages);
+    x->tools = tools ? mark_value(x, x->tools) : NULL;
+    return x->messages && (x->tools || !tools) ? OP_OK : op_error_set(x->e, OP_ERR_NOMEM, "out of memory while rendering a chat");
+}
+
+/* Takes the marks out of what was rendered and notes where they stood. */
+static op_status unmark(const chat_job *x, rendered *r)
+{
+    r->data = r->buf.data;
+    r->len = r->buf.len;
+    r->n_plain = 0;
+    if (!*x->mark || !r->len)
+        return OP_OK;
+    size_t m = strlen(x->mark), to = 0;
+    for (size_t from = 0; from < r->buf.len; from++) {
+        if (r->buf.len - from < m || memcmp(r->data + from, x->mark, m) != 0) {
+            r->data[to++] = r->data[from];
+            continue;
+        }
+        if (r->n_plain == r->cap) {
+            size_t cap = r->cap ? 2 * r->cap : 64;
+            uint32_t *plain = op_realloc(r->plain, cap * sizeof *plain);
+            if (!plain)
+                return op_error_set(x->e, OP_ERR_NOMEM, "out of memory while rendering a chat");
+            r->plain = plain;
+            r->cap = cap;
+        }
+        r->plain[r->n_plain++] = (uint32_t)to;
+        from += m - 1;
+    }
+    r->data[to] = 0;
+    r->len = to;
+    return OP_OK;
+}
+
+/* Are these n bytes the words of a message that look like the template's? */
+static bool is_said(const rendered *r, size_t at, size_t n)
+{
+    for (size_t i = 0; i < r->n_plain; i++)
+        if (r->plain[i] >= at && r->plain[i] < at + n)
+            return true;
+    return false;
+}
+
+static op_status encode(const chat_job *x, const rendered *r, size_t begin, size_t end, unsigned place, op_tokens *out)
+{
+    op_plain plain = {r->plain, r->n_plain, (uint32_t)begin};
+    return op_tokenizer_encode_plain(x->c->tokenizer, r->data + begin, end - begin, OP_ENCODE_SPECIAL | place, plain, out, x->e);
+}
+
+/* ---- rendering ---- */
+
 /* Renders the first n messages. If `other` is not NULL: all of them, with `other` in place of message n, and if `alone` without
  * what follows it up to the next user's. */
-static op_status render(const chat_job *x, size_t n, json_t *other, bool alone, bool generation_prompt, op_buf *out)
+static op_status render(const chat_job *x, size_t n, json_t *other, bool alone, bool generation_prompt, rendered *out)
 {
     const op_tokenizer *t = x->c->tokenizer;
     json_t *vars = json_object(), *some = json_array();
@@ -64,17 +237,18 @@ static op_status render(const chat_job *x, size_t n, json_t *other, bool alone, 
                put_token(vars, "bos_token", t, t->bos) || put_token(vars, "eos_token", t, t->eos) ||
                put_token(vars, "pad_token", t, t->pad) || put_token(vars, "unk_token", t, t->unk)))
         s = OP_ERR_NOMEM;
-    op_buf_clear(out);
+    op_buf_clear(&out->buf);
     if (s)
         op_error_set(x->e, s, "out of memory while rendering a chat");
     else
-        s = op_template_render(x->c->tmpl, vars, out, x->e);
+        s = op_template_render(x->c->tmpl, vars, &out->buf, x->e);
+    s = s ? s : unmark(x, out);
     json_decref(some);
     json_decref(vars);
     return s;
 }
 
-static bool starts_with(const op_buf *a, const op_buf *b)
+static bool starts_with(const rendered *a, const rendered *b)
 {
     return a->len >= b->len && (b->len == 0 || memcmp(a->data, b->data, b->len) == 0);
 }
@@ -111,7 +285,8 @@ static op_status find_begin(chat_job *x, size_t i, size_t from, size_t *begin)
     if (s == OP_ERR_NOMEM)
         return s;
     if (s) { /* a template may refuse a dialogue that begins with a reply */
-        op_buf_clear(&x->prompt);
+        op_buf_clear(&x->prompt.buf);
+        x->prompt.len = 0;
         return find_by_change(x, i, begin);
     }
     if (starts_with(&x->whole, &x->prompt) && x->prompt.len >= from) {
@@ -123,21 +298,22 @@ static op_status find_begin(chat_job *x, size_t i, size_t from, size_t *begin)
         return s;
     if (x->prompt.len > x->partial.len && starts_with(&x->prompt, &x->partial)) {
         size_t n = x->prompt.len - x->partial.len; /* the header */
-        const char *hit = memmem(x->whole.data + from, x->whole.len - from, x->prompt.data + x->partial.len, n);
-        if (hit) {
-            *begin = (size_t)(hit - x->whole.data) + n;
-            return OP_OK;
-        }
+        const char *header = x->prompt.data + x->partial.len, *hit = x->whole.data + from, *end = x->whole.data + x->whole.len;
+        for (; (hit = memmem(hit, (size_t)(end - hit), header, n)); hit++)
+            if (!is_said(&x->whole, (size_t)(hit - x->whole.data), n)) {
+                *begin = (size_t)(hit - x->whole.data) + n;
+                return OP_OK;
+            }
     }
     return find_by_change(x, i, begin);
 }
 
-/* The last special token in text[n], and where it ends; -1 if there is none. */
-static op_status last_special(chat_job *x, const char *text, size_t n, int32_t *id, size_t *end)
+/* The last special token from byte `begin` to the end, and where it ends after `begin`; -1 if there is none. */
+static op_status last_special(chat_job *x, const rendered *r, size_t begin, int32_t *id, size_t *end)
 {
     *id = -1;
     op_tokens_clear(&x->tokens);
-    op_status s = op_tokenizer_encode(x->c->tokenizer, text, n, OP_ENCODE_SPECIAL | OP_ENCODE_CONTINUE, &x->tokens, x->e);
+    op_status s = encode(x, r, begin, r->len, OP_ENCODE_CONTINUE, &x->tokens);
     for (size_t k = x->tokens.n; !s && *id < 0 && k-- > 0;)
         if (op_tokenizer_is_special(x->c->tokenizer, x->tokens.ids[k])) {
             *id = x->tokens.ids[k];
@@ -155,19 +331,18 @@ static op_status find_end(chat_job *x, size_t i, size_t begin, size_t *end)
     if (s)
         return s;
     if (starts_with(&x->whole, &x->partial) && x->partial.len >= begin) {
-        s = last_special(x, x->whole.data + begin, x->partial.len - begin, &id, &at);
+        s = last_special(x, &x->partial, begin, &id, &at);
         *end = id < 0 ? x->partial.len : begin + at;
         return s;
     }
     /* The template writes this turn otherwise than at the end of a dialogue: the first token of that kind ends it. */
     size_t skip = starts_with(&x->partial, &x->prompt) ? x->prompt.len : 0;
-    s = last_special(x, x->partial.data + skip, x->partial.len - skip, &id, &at);
+    s = last_special(x, &x->partial, skip, &id, &at);
     *end = x->whole.len;
     if (s || id < 0)
         return s;
     op_tokens_clear(&x->tokens);
-    s = op_tokenizer_encode(x->c->tokenizer, x->whole.data + begin, x->whole.len - begin, OP_ENCODE_SPECIAL | OP_ENCODE_CONTINUE,
-                            &x->tokens, x->e);
+    s = encode(x, &x->whole, begin, x->whole.len, OP_ENCODE_CONTINUE, &x->tokens);
     for (size_t k = 0; !s && k < x->tokens.n; k++)
         if (x->tokens.ids[k] == id) {
             *end = begin + x->tokens.end[k];
@@ -220,7 +395,7 @@ static op_status encode_piece(chat_job *x, size_t begin, size_t end, int32_t tur
         return OP_OK;
     bool after_token = first && begin && t->special[out->ids[first - 1]];
     unsigned place = !begin ? 0 : after_token ? OP_ENCODE_AFTER_TOKEN : OP_ENCODE_CONTINUE;
-    op_status s = op_tokenizer_encode(t, x->whole.data + begin, end - begin, OP_ENCODE_SPECIAL | place, out, x->e);
+    op_status s = encode(x, &x->whole, begin, end, place, out);
     if (!s && turns && turns_reserve(turns, out->n))
         s = op_error_set(x->e, OP_ERR_NOMEM, "out of memory while encoding a chat");
     for (size_t i = first; !s && i < out->n; i++) {
@@ -241,10 +416,11 @@ op_status op_chat_encode(const op_chat *c, json_t *messages, json_t *tools, bool
         return op_error_set(e, OP_ERR_ARG, "the model has no chat template");
     if (!json_is_array(messages))
         return op_error_set(e, OP_ERR_ARG, "messages are not a list");
-    op_buf_init(&x.whole, TEXT_MAX);
-    op_buf_init(&x.prompt, TEXT_MAX);
-    op_buf_init(&x.partial, TEXT_MAX);
-    op_status s = render(&x, json_array_size(messages), NULL, false, add_generation_prompt, &x.whole);
+    rendered *const all[] = {&x.whole, &x.prompt, &x.partial};
+    for (int i = 0; i < 3; i++)
+        op_buf_init(&all[i]->buf, TEXT_MAX);
+    op_status s = mark_specials(&x);
+    s = s ? s : render(&x, json_array_size(messages), NULL, false, add_generation_prompt, &x.whole);
     s = s ? s : find_replies(&x);
     for (size_t i = 0; !s && i < x.n_replies; i++) {
         s = encode_piece(&x, at, x.replies[i].begin, -1, out, turns);
@@ -259,9 +435,12 @@ op_status op_chat_encode(const op_chat *c, json_t *messages, json_t *tools, bool
         if (turns)
             turns->n = first_turn;
     }
-    op_buf_release(&x.whole);
-    op_buf_release(&x.prompt);
-    op_buf_release(&x.partial);
+    for (int i = 0; i < 3; i++) {
+        op_buf_release(&all[i]->buf);
+        op_free(all[i]->plain);
+    }
+    json_decref(x.messages);
+    json_decref(x.tools);
     op_tokens_release(&x.tokens);
     op_free(x.replies);
     return s;

@@ -8,6 +8,7 @@
 typedef struct encoding {
     const op_tokenizer *t;
     unsigned flags;
+    op_plain plain;
     op_tokens *out;
     op_normal normal, prefixed, scratch;
 } encoding;
@@ -76,9 +77,25 @@ static bool word_after(const char *s, size_t at, size_t n)
     return at < n && (op_class(op_utf8_get(s + at)) & OP_WORD);
 }
 
+/* Is one of source bytes begin..end-1 to be plain? */
+static bool is_plain(const op_plain *p, size_t begin, size_t end)
+{
+    size_t low = 0, high = p->n;
+    begin += p->base;
+    while (low < high) {
+        size_t middle = (low + high) / 2;
+        if (p->at[middle] < begin)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low < p->n && p->at[low] < end + p->base;
+}
+
 /* The next added token at or after *at, the longest of those that start there. *at moves past every match, also one that is
- * then refused, as in the reference. `kept` is where the text not yet used begins. */
-static bool find_added(const encoding *x, const op_trie *trie, const char *s, size_t n, size_t *at, size_t kept, match *m)
+ * then refused, as in the reference. `kept` is where the text not yet used begins; base and y as for words(). */
+static bool find_added(const encoding *x, const op_trie *trie, const char *s, size_t n, uint32_t base, const op_normal *y, size_t *at,
+                       size_t kept, match *m)
 {
     for (size_t i = *at; trie->n && i < n; i++) {
         if (!trie->first[(unsigned char)s[i]])
@@ -100,6 +117,8 @@ static bool find_added(const encoding *x, const op_trie *trie, const char *s, si
         if (found < 0)
             continue;
         const op_added *a = &x->t->added[found];
+        if (a->special && x->plain.n && is_plain(&x->plain, y ? y->from[base + i] : base + i, y ? y->to[base + end - 1] : base + end))
+            continue;
         *at = end;
         bool refused = (a->special && !(x->flags & OP_ENCODE_SPECIAL)) ||
                        (a->single_word && (word_before(s, i) || word_after(s, end, n)));
@@ -148,7 +167,7 @@ static op_status piece(encoding *x, const char *s, size_t n, uint32_t base, op_p
     op_status status = OP_OK;
     match m;
     while (!status && kept < n) {
-        bool found = find_added(x, &t->normalized, s, n, &at, kept, &m);
+        bool found = find_added(x, &t->normalized, s, n, base, y, &at, kept, &m);
         size_t stop = found ? m.begin : n;
         if (stop > kept)
             status = words(x, s + kept, stop - kept, base + (uint32_t)kept, y, place);
@@ -165,13 +184,19 @@ static op_status piece(encoding *x, const char *s, size_t n, uint32_t base, op_p
 
 op_status op_tokenizer_encode(const op_tokenizer *t, const char *text, size_t n, unsigned flags, op_tokens *out, op_error *e)
 {
+    return op_tokenizer_encode_plain(t, text, n, flags, (op_plain){0}, out, e);
+}
+
+op_status op_tokenizer_encode_plain(const op_tokenizer *t, const char *text, size_t n, unsigned flags, op_plain plain, op_tokens *out,
+                                    op_error *e)
+{
     if (n >= UINT32_MAX)
         return op_error_set(e, OP_ERR_ARG, "a text of %zu bytes is too long to encode: at most %u", n, UINT32_MAX - 1);
     size_t valid = op_utf8_valid(text, n);
     if (valid < n)
         return op_error_set(e, OP_ERR_FORMAT, "text to encode: byte %zu (0x%02x) is not valid UTF-8", valid,
                             (unsigned char)text[valid]);
-    encoding x = {.t = t, .flags = flags, .out = out};
+    encoding x = {.t = t, .flags = flags, .plain = plain, .out = out};
     size_t at = 0, kept = 0, first = out->n;
     op_place place = flags & OP_ENCODE_CONTINUE    ? OP_PLACE_CONTINUES
                      : flags & OP_ENCODE_AFTER_TOKEN ? OP_PLACE_AFTER_TOKEN
@@ -181,7 +206,7 @@ op_status op_tokenizer_encode(const op_tokenizer *t, const char *text, size_t n,
     for (int i = 0; !s && (flags & OP_ENCODE_AFFIX) && i < t->n_before; i++)
         s = push(out, t->before[i], 0, 0);
     while (!s && kept < n) {
-        bool found = find_added(&x, &t->raw, text, n, &at, kept, &m);
+        bool found = find_added(&x, &t->raw, text, n, 0, NULL, &at, kept, &m);
         size_t stop = found ? m.begin : n;
         if (stop > kept)
             s = piece(&x, text + kept, stop - kept, (uint32_t)kept, place);

@@ -86,6 +86,18 @@ op_status op_tokenizer_finish(op_tokenizer *t);
 op_status op_tokenizer_merge(op_tokenizer *t, const op_lookup *texts, const char *left, size_t n_left, const char *right,
                              size_t n_right, uint32_t rank, const char *name, op_error *e);
 
+/* Places of characters that may be part of no special token: at[n], ascending, in a longer text whose byte `base` is the first encoded. */
+typedef struct op_plain {
+    const uint32_t *at;
+    size_t n;
+    uint32_t base;
+} op_plain;
+op_status op_tokenizer_encode_plain(const op_tokenizer *t, const char *text, size_t n, unsigned flags, op_plain plain, op_tokens *out,
+                                    op_error *e);
+
+/* Does s[n] begin with the text of a special token, or is it the beginning of one? */
+bool op_tokenizer_begins_special(const op_tokenizer *t, const char *s, size_t n);
+
 /* What llama.cpp calls a family of byte-level vocabularies, and how it cuts text. */
 typedef struct op_family {
     const char *pre; /* tokenizer.ggml.pre; NULL ends the table */
