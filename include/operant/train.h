@@ -102,7 +102,14 @@ op_status op_learner_step(op_learner *l, const op_item *items, size_t n, double 
 /* Without dropout and without touching gradients. */
 op_status op_learner_evaluate(op_learner *l, const op_item *items, size_t n, op_evaluation *out, op_error *e);
 
+/* logp[i][t] = log p of token t of item i, for the tokens with a weight other than 0, packed as a step packs them but without dropout: under `other`
+ * (with its first adapter, if it has any), or NULL: under the learner's model without its adapter. */
+op_status op_learner_logprobs(op_learner *l, op_model *other, const op_item *items, size_t n, float *const *logp, op_error *e);
+
 int64_t op_learner_steps(const op_learner *l); /* updates so far */
+op_model *op_learner_model(const op_learner *l);
+/* From now on learns by f; returns what it learned by until now. */
+op_objective op_learner_set_objective(op_learner *l, op_objective f);
 
 /* ---- run ---- */
 

@@ -51,6 +51,18 @@ int64_t op_learner_steps(const op_learner *l)
     return l->steps;
 }
 
+op_model *op_learner_model(const op_learner *l)
+{
+    return l->model;
+}
+
+op_objective op_learner_set_objective(op_learner *l, op_objective f)
+{
+    op_objective was = l->options.objective;
+    l->options.objective = f;
+    return was;
+}
+
 /* The arrays of a step beside its pack, in the pack's arena. */
 typedef struct scratch {
     uint8_t *want;                 /* [T] tokens whose log p matters */
@@ -207,4 +219,41 @@ op_status op_learner_evaluate(op_learner *l, const op_item *items, size_t n, op_
         out->perplexity = exp(out->loss);
     }
     return OP_OK;
+}
+
+static void to_items(const op_pack *p, const float *from, float *const *logp)
+{
+    for (int32_t q = 0; q < p->n_seqs; q++) {
+        const op_seq *s = &p->whole[q];
+        for (int32_t k = 0; p->item[q] >= 0 && k < s->length; k++)
+            if (p->weight[s->start + k] != 0)
+                logp[p->item[q]][s->branch + k] = from[s->start + k];
+    }
+}
+
+op_status op_learner_logprobs(op_learner *l, op_model *other, const op_item *items, size_t n, float *const *logp, op_error *e)
+{
+    op_pack_options packing = l->packing;
+    packing.adapter = other && op_model_adapter_count(other) ? 0 : -1;
+    op_model *m = other ? other : l->model;
+    op_pass *pass = l->pass;
+    scratch s;
+    op_status status = other ? op_pass_new(&pass, other, e) : OP_OK;
+    if (status)
+        return status;
+    status = op_pack_build(&l->pack, items, n, &packing, e);
+    if (!status)
+        status = scratch_new(&s, &l->pack, e);
+    for (int32_t k = 0; !status && k < l->pack.n_parts; k++) {
+        op_batch b = op_pack_part(&l->pack, k);
+        int32_t at = l->pack.parts[k].token;
+        status = op_model_forward(m, pass, &b, &(op_how){0}, e);
+        if (!status)
+            status = op_model_logprobs(m, pass, s.want + at, NULL, s.logp + at, e);
+    }
+    if (!status)
+        to_items(&l->pack, s.logp, logp);
+    if (other)
+        op_pass_free(pass);
+    return status;
 }
