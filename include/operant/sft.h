@@ -12,23 +12,19 @@
 #include <operant/config.h>
 #include <operant/status.h>
 #include <operant/train.h>
+#include <operant/trainee.h>
 
 /* Filled through op_sft_table (operant/config.h); the table tells keys, defaults, ranges and meanings. */
 typedef struct op_sft_options {
-    char *model, *train_file, *eval_file, *output_dir;
+    op_trainee_options trainee;
+    char *train_file, *eval_file;
     double eval_fraction;
     int64_t max_length;
     bool last_turn_only;
     int64_t onset_tokens;
     double onset_weight;
 
-    int method; /* 0 full, 1 lora */
-    int64_t lora_r;
-    double lora_alpha, lora_dropout;
-    char *lora_target_modules;
-    bool lora_rslora;
-
-    double learning_rate, min_lr_ratio, wsd_decay_ratio;
+    double min_lr_ratio, wsd_decay_ratio;
     int lr_scheduler_type; /* op_schedule_type */
     double warmup_ratio;
     int64_t warmup_steps;
@@ -36,17 +32,7 @@ typedef struct op_sft_options {
     int64_t max_steps;
     int64_t batch_size, gradient_accumulation_steps;
 
-    double adam_beta1, adam_beta2, adam_epsilon, weight_decay, max_grad_norm;
-
-    int dtype;   /* 0 auto, 1 f32, 2 bf16 */
-    char *backend;
-    int64_t threads, block_tokens, share_prefix;
-    bool recompute, freeze_embedding;
-    int64_t seed;
-
-    int64_t eval_steps, save_steps, save_total_limit, logging_steps;
-    char *resume;
-    int save_dtype; /* 0 bf16, 1 f32, 2 f16 */
+    int64_t eval_steps, save_steps, logging_steps;
 } op_sft_options;
 
 extern const op_option op_sft_table[];

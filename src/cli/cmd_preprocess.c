@@ -73,7 +73,7 @@ static op_status show(const options *o, bool json, op_error *e)
 {
     op_subject subject;
     op_dataset d = {0};
-    op_status s = op_subject_open_words(&subject, o->sft.model, e);
+    op_status s = op_subject_open_words(&subject, o->sft.trainee.model, e);
     op_dataset_options how = {.max_length = (int32_t)o->sft.max_length, .last_turn_only = o->sft.last_turn_only,
                               .onset_tokens = (int32_t)o->sft.onset_tokens, .onset_weight = (float)o->sft.onset_weight};
     if (!s)
@@ -117,7 +117,7 @@ static int run(const cli_command *c, int argc, char **argv)
     int code;
     if (a.n_words)
         code = cli_usage_error(c, "unexpected argument \"%s\"", a.words[0]);
-    else if (!o.sft.train_file || !o.sft.model)
+    else if (!o.sft.train_file || !o.sft.trainee.model)
         code = cli_usage_error(c, "model=MODEL and train_file=FILE are needed");
     else
         code = show(&o, a.json, &e) ? cli_fail(&e) : 0;

@@ -1,6 +1,7 @@
 /* operant train: supervised fine-tuning with signed token weights (operant/sft.h). */
 #include <math.h>
 
+#include <operant/report.h>
 #include <operant/sft.h>
 
 #include "cli/cli.h"
@@ -42,19 +43,24 @@ static int run(const cli_command *c, int argc, char **argv)
     op_train_result r = {0};
     op_error e = {0};
     op_status status = op_sft_run(&o, &callbacks, &r, &e);
+    if (!status)
+        status = op_train_report_write(o.trainee.output_dir, &e);
+    else if (status == OP_ERR_INTERRUPTED)
+        op_train_report_write(o.trainee.output_dir, NULL); /* of what there is; that it was stopped is the news */
     if (!status && a.json) {
-        json_t *j = json_pack("{ss sI so so so so so}", "output_dir", o.output_dir, "steps", (json_int_t)r.step, "loss", number(r.loss), "eval_loss_before",
+        json_t *j = json_pack("{ss sI so so so so so}", "output_dir", o.trainee.output_dir, "steps", (json_int_t)r.step, "loss", number(r.loss), "eval_loss_before",
                               number(r.first.loss), "eval_loss", number(r.last.loss), "tokens_per_s", number(r.tokens_per_s), "peak_rss_mb",
                               number(r.peak_rss_mb));
         cli_print_json(j);
         json_decref(j);
     } else if (!status) {
-        printf("trained: %s (%lld steps, %.0f tokens/s, peak memory %.0f MB)\n", o.output_dir, (long long)r.step, r.tokens_per_s, r.peak_rss_mb);
+        printf("trained: %s (%lld steps, %.0f tokens/s, peak memory %.0f MB)\n", o.trainee.output_dir, (long long)r.step, r.tokens_per_s, r.peak_rss_mb);
         if (isfinite(r.last.loss))
             printf("held-out loss: %.4f before, %.4f after\n", r.first.loss, r.last.loss);
+        printf("report: %s/report.html\n", o.trainee.output_dir);
     }
     if (status == OP_ERR_INTERRUPTED)
-        fprintf(stderr, "stopped; the same command goes on from the checkpoint in \"%s\"\n", o.output_dir);
+        fprintf(stderr, "stopped; the same command goes on from the checkpoint in \"%s\"\n", o.trainee.output_dir);
     op_config_release(&o, c->table);
     return status ? cli_fail(&e) : 0;
 }
