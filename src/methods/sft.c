@@ -172,12 +172,15 @@ static void tell_plan(const sft *s, const op_train_options *t, int threads, cons
 
 static op_status check_settings(const op_sft_options *o, op_error *e)
 {
+    op_status status = op_trainee_check(&o->trainee, e);
+    if (status)
+        return status;
     if (!o->train_file)
         return op_error_set(e, OP_ERR_ARG, "key \"train_file\" is not set");
     if (o->batch_size * o->gradient_accumulation_steps > 1 << 20)
         return op_error_set(e, OP_ERR_ARG, "batch_size times gradient_accumulation_steps is %lld, expected at most %d",
                             (long long)(o->batch_size * o->gradient_accumulation_steps), 1 << 20);
-    return op_trainee_check(&o->trainee, e);
+    return OP_OK;
 }
 
 static void release(sft *s)
