@@ -37,7 +37,7 @@ typedef struct op_trial {
     int64_t id;           /* given by the store, 0: none */
     int32_t *prompt, n_prompt;      /* token ids, template and special tokens included; n_prompt >= 1 */
     int32_t *response, n_response;  /* as sampled, with the end token if one was; n_response >= 0 */
-    float *logprobs;      /* [n_response] log p of each under the policy that sampled it, or NULL (imported, typed) */
+    float *logprobs;      /* [n_response] log p of each under the policy that sampled it, NAN: unknown (forced); or NULL (imported, typed) */
     int32_t n_forced;     /* the first n_forced response tokens were placed by the teacher, or kept from the trial that this one redoes */
     char policy[65];      /* hash of the weights that sampled it, "" unknown */
     op_sampling sampler;  /* valid if logprobs is not NULL */
@@ -61,7 +61,8 @@ void op_trial_release(op_trial *t);
 op_status op_trial_copy(op_trial *out, const op_trial *t, op_error *e);
 
 /* Marks and alternatives must lie within the response, values within -1 .. 1, tokens within the vocabulary (0: unknown), and no token may be
- * marked good and bad by the same teacher. The error names the trial. */
+ * marked good and bad by the same teacher. Where log-probabilities tell which tokens were sampled, no mark may touch one that was neither sampled nor
+ * forced. The error names the trial. */
 op_status op_trial_check(const op_trial *t, int32_t vocab, op_error *e);
 
 /* Adds feedback; strings are copied. */
@@ -74,8 +75,11 @@ int32_t op_trial_first_error(const op_trial *t);
 
 /* The text of response tokens from .. to-1, special tokens left out; a character cut by the boundary is a replacement character. *out is the caller's. */
 op_status op_trial_text(const op_trial *t, const op_tokenizer *k, int32_t from, int32_t to, char **out, op_error *e);
-/* begin[i] .. begin[i+1] are the code points of the text that token i touches; begin has n_response + 1 places. */
-op_status op_trial_offsets(const op_trial *t, const op_tokenizer *k, int32_t *begin, op_error *e);
+/* begin[i] .. end[i]-1 are the code points of that text (of the whole response) that token i touches: none for a special token, and one that several
+ * share where a token is a part of a character. Both are [n_response]. */
+op_status op_trial_offsets(const op_trial *t, const op_tokenizer *k, int32_t *begin, int32_t *end, op_error *e);
+/* The response tokens *start .. *end-1 that touch the code points from .. to-1; OP_ERR_ARG: they are none, or outside the text. */
+op_status op_trial_span(const op_trial *t, const op_tokenizer *k, int64_t from, int64_t to, int32_t *start, int32_t *end, op_error *e);
 
 /* The project's own JSON form (see the JSONL section of docs/trials.md). `k` turns code points into tokens and back. `name` is for errors. */
 op_status op_trial_from_json(op_trial *out, const json_t *line, const op_tokenizer *k, const op_chat *chat, const char *name, op_error *e);

@@ -105,6 +105,9 @@ static op_status check_mark(const op_trial *t, const op_mark *m, op_error *e)
                             t->n_response);
     if (!(m->value >= -1 && m->value <= 1))
         return op_error_set(e, OP_ERR_ARG, "trial %lld: a mark of %g, expected -1..1", (long long)t->id, m->value);
+    for (int32_t i = m->start < t->n_forced ? t->n_forced : m->start; t->logprobs && i < m->end; i++)
+        if (isnan(t->logprobs[i]))
+            return op_error_set(e, OP_ERR_ARG, "trial %lld: a mark on token %d, which was never sampled", (long long)t->id, i);
     return OP_OK;
 }
 
