@@ -203,13 +203,13 @@ static void unpack_evaluation(json_t *root, const char *key, op_evaluation *x)
         *x = (op_evaluation){json_number_value(loss), exp(json_number_value(loss)), json_integer_value(json_object_get(value, "tokens"))};
 }
 
-static op_status write_state(const char *dir, const op_run_state *state, json_t *identity, json_t *files, op_error *e)
+static op_status write_state(const char *dir, const op_learner *l, const op_run_state *state, json_t *identity, json_t *files, op_error *e)
 {
     char *path = op_path_join(dir, STATE);
-    json_t *root = json_pack("{si ss sI sI sI so* so* sO sO}", "format", FORMAT, "version", OPERANT_VERSION, "step", (json_int_t)state->step,
-                             "position", (json_int_t)state->position, "tokens", (json_int_t)state->tokens, "first",
-                             pack_evaluation(&state->first), "last", pack_evaluation(&state->last), "identity", identity, "files",
-                             files);
+    json_t *root = json_pack("{si ss sI sI sI sI so* so* sO* sO sO}", "format", FORMAT, "version", OPERANT_VERSION, "step", (json_int_t)state->step,
+                             "updates", (json_int_t)l->steps, "position", (json_int_t)state->position, "tokens", (json_int_t)state->tokens,
+                             "first", pack_evaluation(&state->first), "last", pack_evaluation(&state->last), "extra", state->extra, "identity",
+                             identity, "files", files);
     op_status status = path && root ? op_json_write(path, root, e) : no_memory(e, dir);
     json_decref(root);
     op_free(path);
@@ -223,7 +223,7 @@ static op_status write_directory(const char *dir, const op_learner *l, const op_
     for (int i = 0; !status && i < FILES; i++)
         status = write_array(dir, i, l, files, e);
     if (!status)
-        status = write_state(dir, state, identity, files, e);
+        status = write_state(dir, l, state, identity, files, e);
     json_decref(files);
     return status;
 }
@@ -330,7 +330,10 @@ op_status op_checkpoint_load(const char *path, op_learner *l, op_run_state *stat
 {
     json_t *root = NULL, *was = NULL, *files = NULL;
     op_run_state read = {0};
+    int64_t updates = 0;
     op_status status = read_state(path, &read, &root, e);
+    if (!status)
+        status = op_json_get_int(root, "updates", true, 0, INT64_MAX, &updates, path, e);
     if (!status)
         status = op_json_get_object(root, "identity", true, &was, path, e);
     if (!status)
@@ -345,7 +348,8 @@ op_status op_checkpoint_load(const char *path, op_learner *l, op_run_state *stat
         *state = read;
         unpack_evaluation(root, "first", &state->first);
         unpack_evaluation(root, "last", &state->last);
-        l->steps = read.step;
+        state->extra = json_incref(json_object_get(root, "extra"));
+        l->steps = updates;
         status = op_model_updated(l->model, e);
     }
     json_decref(root);

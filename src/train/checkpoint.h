@@ -1,7 +1,7 @@
 /* train/checkpoint.h: the state of a run on disk: parameters, AdamW's moments, counters, and what they belong to.
  *
  * A checkpoint is a directory step-NNNNNNNN with values.safetensors, adam_m.safetensors, adam_v.safetensors (a tensor for every parameter) and
- * state.json, which holds the counters, the identity of the run and the size and CRC-32 of the other files. */
+ * state.json, which holds the counters, the updates of the learner, the identity of the run and the size and CRC-32 of the other files. */
 #ifndef OP_TRAIN_CHECKPOINT_H
 #define OP_TRAIN_CHECKPOINT_H
 
@@ -12,10 +12,11 @@
 #include <operant/train.h>
 
 typedef struct op_run_state {
-    int64_t step;     /* updates done */
+    int64_t step;     /* done, of the kind that the run counts: it names the checkpoint */
     int64_t position; /* items taken, over all epochs: with the seed it fixes what comes next */
     int64_t tokens;   /* learned from */
     op_evaluation first, last; /* held-out, NAN: none */
+    json_t *extra;    /* whatever else the run must find again, or NULL; borrowed when saved, the caller's when loaded */
 } op_run_state;
 
 /* Writes dir/step-NNNNNNNN and then removes the oldest ones so that `keep` remain (0: all). `identity` is a
