@@ -26,18 +26,23 @@ typedef struct op_cue {
 typedef struct op_session op_session;
 typedef struct op_method op_method;
 
-/* What a stage is made of, resolved. */
+/* A stage, resolved; filled through op_stage_table. */
 typedef struct op_stage {
-    const char *name;
+    char *name;
+    char *method_name;
     const op_method *method;
-    void *settings;               /* the method's own, by its table */
+    void *settings;                 /* the method's own, by its table; NULL: it has none */
     int64_t rounds, prompts, group; /* budget in rounds; cues of a round; answers to each */
     op_sampling sampling;
-    double until_success;         /* ends when the rate of success over the last `over` trials reaches it; 0: never */
-    int64_t over;
-    int64_t max_trials, max_tokens; /* budgets; 0: none */
-    double lr;
-    int64_t updates;              /* learner steps over the trials of a round, default 1 */
+    double temperature, top_p, min_p, repetition_penalty;
+    int64_t top_k, max_tokens;
+    double until_success;           /* ends when the rate of success over the last `until_over` trials reaches it; 0: never */
+    int64_t until_over, budget_trials, budget_tokens; /* 0: none */
+    double lr;                      /* 0: the protocol's learning_rate */
+    int64_t updates;                /* learner steps over the trials of a round */
+    double success_above;           /* a reward above this is a success; without a reward, no negative mark is one */
+    int thin;                       /* what the schedule takes away: 0 all feedback, 1 the reward only (marks stay) */
+    op_lesson_options lesson;
 } op_stage;
 
 struct op_method {
@@ -99,20 +104,38 @@ uint64_t op_session_random(op_session *s, uint64_t purpose); /* fixed by seed, r
 
 typedef struct op_session_progress {
     const char *stage, *method;
-    int64_t round, rounds, trials, tokens;
-    double success;        /* of the last `over` trials */
-    op_lesson_stats lesson;
-    double model_share;    /* of the round's time spent in the model */
+    int64_t round, rounds;  /* of the stage */
+    int64_t trials, tokens; /* of the run: responses, and tokens sampled */
+    double success;         /* of the last `over` trials that the teacher looked at, NAN: none yet */
+    double reward;          /* mean of this round, NAN: none given */
+    op_lesson_stats lesson; /* of this round's last update */
+    double model_share;     /* of the round's time spent in the model */
     double seconds, eta_s;
 } op_session_progress;
 
 typedef struct op_session_callbacks {
     void *ctx;
-    void (*progress)(void *ctx, const op_session_progress *p);
-    const volatile int *stop;
+    void (*progress)(void *ctx, const op_session_progress *p); /* NULL: none; after every round */
+    const volatile int *stop; /* becomes non-zero: the round is finished, a checkpoint written, OP_ERR_INTERRUPTED; NULL: never */
 } op_session_callbacks;
 
-/* Runs a protocol file to its end; `overrides` are key=value pairs for its top level. The result lies in output_dir as with op_sft_run. */
-op_status op_session_run(const char *protocol, const op_session_kit *kit, const char *const *overrides, size_t n_overrides, const op_session_callbacks *c, op_error *e);
+typedef struct op_session_result {
+    int64_t rounds, trials, tokens, resumed_from;
+    double success, seconds, model_share;
+    char output_dir[1024];
+} op_session_result;
+
+/* The keys of a protocol file's top level, besides cues, teacher, schedule (defaults of the stages) and stages. */
+extern const op_option op_protocol_table[];
+/* The keys of a stage, besides those, lesson.* and the method's own. */
+extern const op_option op_stage_table[];
+
+/* Is this YAML file a protocol (has it stages)? */
+bool op_is_protocol(const char *path);
+
+/* Runs a protocol file to its end; `overrides` are n "key=value" for its top level. The result lies in output_dir as with op_sft_run, beside it
+ * results.json (figures of every stage) and trials.db. Stopped by `stop`: OP_ERR_INTERRUPTED, and the same call goes on. */
+op_status op_session_run(const char *protocol, const op_session_kit *kit, const char *const *overrides, size_t n_overrides, const op_session_callbacks *c,
+                         op_session_result *result, op_error *e);
 
 #endif
