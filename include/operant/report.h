@@ -1,8 +1,12 @@
-/* operant/report.h: report.html of an assay: one file that needs no script, no network and no other file.
+/* operant/report.h: report.html of an assay and of a training run: one file that needs no script, no network and no other file. Light and dark after
+ * the reader's settings.
  *
- * In this order: what was taught and measured, in words; each aim, met or missed; plots (SVG) of the rates before and after with their
+ * Of an assay, in this order: what was taught and measured, in words; each aim, met or missed; plots (SVG) of the rates before and after with their
  * intervals, of what the replies did, and of the loss in training; tables; transcripts (the surest right and the surest wrong reply of each
- * class); settings, hashes, versions and the command that measures again. Light and dark after the reader's settings. */
+ * class); settings, hashes, versions and the command that measures again.
+ *
+ * Of a training run: what was trained on what and how far it came; the plot of loss and held-out loss; the final figures; facts of model and data;
+ * the settings that matter; samples of metrics.jsonl; the command that repeats it, versions, hashes and all settings. */
 #ifndef OPERANT_REPORT_H
 #define OPERANT_REPORT_H
 
@@ -13,5 +17,11 @@
 op_status op_report_html(const op_assay_results *r, const char *metrics, op_buf *out, op_error *e);
 /* Writes it to a file, atomically. */
 op_status op_report_write(const op_assay_results *r, const char *metrics, const char *path, op_error *e);
+
+/* The same of the training run in `dir`, which may be under way or stopped: from its config.yaml, env.json and metrics.jsonl (operant/train.h),
+ * with the settings of operant/sft.h. */
+op_status op_train_report_html(const char *dir, op_buf *out, op_error *e);
+/* Writes it to dir/report.html, atomically. */
+op_status op_train_report_write(const char *dir, op_error *e);
 
 #endif

@@ -10,6 +10,12 @@ typedef struct op_page {
     op_status status;
 } op_page;
 
+enum { OP_PAGE_MAX = 1 << 24 }; /* bytes */
+
+/* The head, with the style of all reports (light, dark, print), and the heading; `kind` is markup for the title. And the end. */
+void op_page_begin(op_page *p, const char *kind, const char *heading);
+void op_page_end(op_page *p);
+
 /* Markup: written as it is. Only numbers and words of this program may be formatted into it. */
 void op_page_put(op_page *p, const char *format, ...) OP_PRINTF(2, 3);
 /* Text of any origin, for content and for quoted attributes: & < > " ' are escaped, control characters that HTML forbids dropped. */

@@ -8,37 +8,6 @@
 #include "lab/parts.h"
 #include "lab/view.h"
 
-enum { PAGE_MAX = 1 << 24 };
-
-static const char style[] =
-    ":root{color-scheme:light dark;--paper:#fff;--ink:#1c2024;--soft:#5b6570;--rule:#dde2e7;--card:#f5f7f9;"
-    "--accent:#1f62c4;--past:#8a94a0;--asks:#5b8fe0;--answers:#b4bfc9;--declines:#e3a052;--silent:#fff;--held:#b3470f;--good:#1b7a45;--miss:#b3261e}"
-    "@media(prefers-color-scheme:dark){:root{--paper:#15181c;--ink:#e6e9ec;--soft:#9aa5b1;--rule:#30373f;--card:#1d2228;"
-    "--accent:#7db1ff;--past:#8a94a0;--asks:#3c6fc0;--answers:#4d5965;--declines:#a8692a;--silent:#15181c;--held:#f0a267;--good:#6fcf97;--miss:#ff8a80}}"
-    "@media print{:root{color-scheme:light;--paper:#fff;--ink:#000;--soft:#444;--rule:#ccc;--card:#fff;--accent:#1f62c4;--past:#777;--asks:#8fb2ea;"
-    "--answers:#d5dbe0;--declines:#eec08a;--silent:#fff;--held:#b3470f;--good:#1b7a45;--miss:#b3261e}}"
-    "*{box-sizing:border-box}"
-    "body{margin:0 auto;padding:2rem 1.25rem 4rem;max-width:52rem;background:var(--paper);color:var(--ink);font:16px/1.55 system-ui,sans-serif}"
-    "h1{font-size:1.9rem;line-height:1.2;margin:0 0 1rem}h2{font-size:1.3rem;margin:2.6rem 0 .6rem}h3{font-size:1.05rem;margin:1.8rem 0 .5rem}"
-    ".claim{font-size:1.12rem}.note{color:var(--soft);font-size:.92rem}"
-    ".scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.92rem;font-variant-numeric:tabular-nums}"
-    "th,td{padding:.35rem .6rem;border-bottom:1px solid var(--rule);text-align:right;white-space:nowrap}"
-    "th:first-child,td:first-child{text-align:left;white-space:normal;padding-left:0;min-width:9rem}th{color:var(--soft);font-weight:600;white-space:normal;vertical-align:bottom}"
-    ".met{color:var(--good);font-weight:600}.missed{color:var(--miss);font-weight:600}"
-    "figure{margin:1rem 0;overflow-x:auto}figcaption{color:var(--soft);font-size:.92rem}svg{display:block;width:100%;min-width:32rem;height:auto}"
-    "svg text{fill:var(--ink);font:12px system-ui,sans-serif}svg .tick{fill:var(--soft);font-size:11px}svg .inside{font-size:11px}"
-    ".grid{stroke:var(--rule)}.before-line{stroke:var(--past);stroke-width:2}.after-line{stroke:var(--accent);stroke-width:3}"
-    ".before{fill:var(--paper);stroke:var(--past);stroke-width:2}.after{fill:var(--accent);stroke:var(--accent)}"
-    ".asks{fill:var(--asks)}.answers{fill:var(--answers)}.declines{fill:var(--declines)}.silent{fill:var(--silent);stroke:var(--past);stroke-dasharray:3 2}"
-    "polyline{fill:none}.loss-raw{stroke:var(--past);opacity:.45}.loss{stroke:var(--accent);stroke-width:2}.held{stroke:var(--held);stroke-width:2}.held-dot{fill:var(--held)}"
-    ".talk{border:1px solid var(--rule);background:var(--card);border-radius:8px;padding:.7rem 1rem;margin:.7rem 0}"
-    ".talk p{margin:.35rem 0;white-space:pre-wrap;overflow-wrap:anywhere}.who{color:var(--soft);font-size:.82rem;font-weight:600;display:block}"
-    ".reply{border-left:3px solid var(--past);padding-left:.7rem}.reply.now{border-color:var(--accent)}"
-    "code,pre{font:.86rem/1.5 ui-monospace,monospace;overflow-wrap:anywhere}pre{background:var(--card);border:1px solid var(--rule);border-radius:8px;padding:.7rem 1rem;white-space:pre-wrap}"
-    "td code{white-space:normal}.wide td{white-space:normal;text-align:left}"
-    "@media(max-width:40rem){th,td{padding:.3rem .35rem}th:first-child,td:first-child{min-width:7rem}}"
-    "@media print{body{max-width:none;padding:0;font-size:11pt}h2{break-after:avoid}figure,.talk,tr{break-inside:avoid}}";
-
 /* ---- cells ---- */
 
 static void cell_rate(op_page *p, const json_t *rate)
@@ -453,11 +422,7 @@ static void provenance(op_page *p, const op_assay_results *r, const char *metric
 op_status op_report_html(const op_assay_results *r, const char *metrics, op_buf *out, op_error *e)
 {
     op_page p = {out, OP_OK};
-    op_page_put(&p, "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"/><meta name=\"viewport\" content=\"width=device-width,initial-scale=1\"/>"
-                    "<title>Why do you want to know? An assay</title>\n<style>");
-    if (!p.status)
-        p.status = op_buf_puts(out, style);
-    op_page_put(&p, "</style></head><body>\n<h1>Why do you want to know?</h1>\n");
+    op_page_begin(&p, "An assay", "Why do you want to know?");
     claim(&p, r);
     aims_table(&p, r);
     op_status status = plots(&p, r, metrics, e);
@@ -468,14 +433,14 @@ op_status op_report_html(const op_assay_results *r, const char *metrics, op_buf 
     words_table(&p, r);
     transcripts(&p, r);
     provenance(&p, r, metrics);
-    op_page_put(&p, "</body></html>\n");
+    op_page_end(&p);
     return p.status ? op_error_set(e, p.status, "the report does not fit into memory") : OP_OK;
 }
 
 op_status op_report_write(const op_assay_results *r, const char *metrics, const char *path, op_error *e)
 {
     op_buf page;
-    op_buf_init(&page, PAGE_MAX);
+    op_buf_init(&page, OP_PAGE_MAX);
     op_status status = op_report_html(r, metrics, &page, e);
     if (!status)
         status = op_file_put(path, page.data, page.len, e);

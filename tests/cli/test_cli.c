@@ -250,6 +250,9 @@ static void generate_goes_on_from_the_lines_it_finds(void **state)
     strcpy(again, whole);
     again[second - whole + 20] = 0; /* the first line and a piece of the second: as a kill leaves it */
     write_text("again.jsonl.part", again);
+    static char record[1 << 12];
+    read_text("whole.jsonl.run.json", record, sizeof record);
+    write_text("again.jsonl.run.json", record);
     succeeds(operant("generate model=model input=p.jsonl output=again.jsonl max_tokens=6 temperature=1 dtype=f32 resume=true"));
     read_text("again.jsonl", again, sizeof again);
     assert_string_equal(again, whole);
@@ -270,6 +273,89 @@ static void generate_goes_on_from_the_lines_it_finds(void **state)
     write_text("other.jsonl.part", second);
     assert_int_equal(operant("generate model=model input=p.jsonl output=other.jsonl max_tokens=6 resume=true"), 1);
     assert_has(err, "other.jsonl.part:1: ");
+}
+
+static void generate_does_not_go_on_with_another_model_or_other_settings(void **state)
+{
+    (void)state;
+    static char record[1 << 12], now[1 << 12];
+    const char *words = "generate model=model input=p.jsonl output=r.jsonl max_tokens=4 temperature=1 dtype=f32 stop=xyz";
+    succeeds(operant("%s", words));
+    read_text("r.jsonl.run.json", record, sizeof record);
+    succeeds(operant("%s resume=true batch=2 threads=1", words));
+    static const char *const other[][2] = {{"temperature=0.5", "temperature was 1.0, now it is 0.5"}, {"max_tokens=5", "max_tokens"},
+                                           {"stop=xy", "stop was [\"xyz\"], now it is [\"xy\"]"}, {"seed=9", "seed"}, {"dtype=bf16", "dtype"}};
+    for (int i = 0; i < 5; i++) {
+        assert_int_equal(operant("%s resume=true %s", words, other[i][0]), 1);
+        assert_has(err, "r.jsonl.run.json: ");
+        assert_has(err, other[i][1]);
+    }
+    succeeds(operant("train model=model train_file=d.jsonl output_dir=changed method=full learning_rate=0.01 max_steps=1 eval_fraction=0 max_length=64 "
+                     "dtype=f32 save_dtype=f32"));
+    assert_int_equal(operant("%s resume=true model=changed", words), 1);
+    assert_has(err, "model (a hash of the weights) was ");
+    read_text("r.jsonl.run.json", now, sizeof now);
+    assert_string_equal(now, record);
+    assert_int_equal(unlink(in_dir("r.jsonl.run.json")), 0);
+    assert_int_equal(operant("%s resume=true", words), 1);
+    assert_has(err, "resume=false starts afresh");
+    succeeds(operant("%s temperature=0.5", words));
+    read_text("r.jsonl.run.json", now, sizeof now);
+    assert_has(now, "\"temperature\": 0.5");
+}
+
+static void a_stop_text_may_be_long_and_hold_a_comma(void **state)
+{
+    (void)state;
+    static char whole[1 << 14], yaml[1 << 15];
+    const char *words = "generate model=model input=p.jsonl output=o.jsonl max_tokens=150 temperature=1 dtype=f32";
+    succeeds(operant("%s", words));
+    json_t *line = line_of("o.jsonl", 2), *list = json_array(), *found;
+    snprintf(whole, sizeof whole, "%s", string_in(line, "response"));
+    assert_true(json_array_size(json_object_get(line, "tokens")) > 100);
+    json_decref(line);
+    size_t from = strlen(whole) / 6, to = strlen(whole) * 5 / 6; /* about 100 tokens */
+    while ((whole[from] & 0xc0) == 0x80)
+        from++;
+    while ((whole[to] & 0xc0) == 0x80)
+        to++;
+    assert_true(to - from > 100 && to - from <= 1024);
+    json_array_append_new(list, json_string("not, there"));
+    json_array_append_new(list, json_stringn(whole + from, to - from));
+    char *text = json_dumps(list, JSON_ENSURE_ASCII);
+    size_t n = (size_t)snprintf(yaml, sizeof yaml, "stop: '");
+    for (const char *c = text; *c; c++) { /* YAML's quote is doubled */
+        yaml[n++] = *c;
+        if (*c == '\'')
+            yaml[n++] = *c;
+    }
+    strcpy(yaml + n, "'\n");
+    write_text("stop.yaml", yaml);
+    free(text);
+    json_decref(list);
+    succeeds(operant("%s --config stop.yaml", words));
+    line = line_of("o.jsonl", 2);
+    assert_string_equal(string_in(line, "finish_reason"), "stop");
+    whole[from] = 0;
+    assert_string_equal(string_in(line, "response"), whole);
+    json_decref(line);
+    found = json_load_file(in_dir("o.jsonl.run.json"), 0, NULL);
+    assert_string_equal(json_string_value(json_array_get(json_object_get(found, "stop"), 0)), "not, there");
+    json_decref(found);
+
+    assert_int_equal(operant("%s 'stop=[\"a\", 1]'", words), 1);
+    assert_has(err, "stop: text 2 is no string");
+    assert_int_equal(operant("%s 'stop=[\"a]'", words), 1);
+    assert_has(err, "stop: byte ");
+    assert_int_equal(operant("%s 'stop=[\"\"]'", words), 1);
+    assert_has(err, "stop: text 1 is empty");
+    char many[1100] = "";
+    memset(many, 'x', 1025);
+    assert_int_equal(operant("%s stop=%s", words, many), 1);
+    assert_has(err, "stop: text 1 is longer, expected 1 to 1024 bytes");
+    assert_int_equal(operant("%s stop=a,b,c,d,e,f,g,h,i,j,k,l,m,n,o,p,q", words), 1);
+    assert_has(err, "stop: more than 16 texts");
+    succeeds(operant("%s stop=[INST]", words)); /* no JSON list: a word */
 }
 
 static void a_stop_text_ends_the_response_before_itself(void **state)
@@ -373,6 +459,47 @@ static void chat_answers_each_line_of_a_pipe(void **state)
     json_decref(saved);
 }
 
+static void chat_names_the_byte_that_is_no_utf8(void **state)
+{
+    (void)state;
+    write_text("talk", "hello\nab\xff\n/system \xc3\n\xed\xa0\x80\n");
+    assert_int_equal(operant("chat model=model max_tokens=3 dtype=f32 --json <talk"), 1);
+    assert_has(err, "line 2: ");
+    assert_has(err, "byte 2 (0xff) is not valid UTF-8");
+    assert_has(err, "line 3: ");
+    assert_has(err, "line 4: ");
+    assert_has(out, "assistant");
+    assert_null(strchr(strchr(out, '\n') + 1, '\n')); /* one reply */
+    assert_int_equal(operant("chat model=model \"system=$(printf 'a\\377')\" </dev/null"), 2);
+}
+
+static void output_that_cannot_be_written_is_a_failure(void **state)
+{
+    (void)state;
+    assert_int_equal(operant("env >/dev/full"), 1);
+    assert_has(err, "operant: standard output cannot be written: No space left on device");
+    assert_int_equal(operant("chat --help >/dev/full"), 1);
+    write_text("talk", "hello\nhello\n");
+    assert_int_equal(operant("chat model=model max_tokens=3 dtype=f32 <talk >/dev/full"), 1);
+    assert_has(err, "standard output cannot be written");
+    assert_int_equal(operant("env >&-"), 1);
+    /* a reader that has gone: quiet, and what the shell makes of SIGPIPE, also where the signal is ignored */
+    for (int ignored = 0; ignored < 2; ignored++) {
+        char command[1024], code[16];
+        const char *program = getenv("OPERANT");
+        snprintf(command, sizeof command, "cd %s; %s { sleep 0.3; %s env 2>.err; echo $? >code; } | true", dir, ignored ? "trap '' PIPE;" : "",
+                 program ? program : "build/operant");
+        assert_int_equal(system(command), 0);
+        for (int i = 0; i < 100 && (access(in_dir("code"), F_OK) || (read_text("code", code, sizeof code), !*code)); i++)
+            usleep(50000);
+        read_text("code", code, sizeof code);
+        read_text(".err", err, sizeof err);
+        assert_string_equal(code, "141\n");
+        assert_string_equal(err, "");
+        unlink(in_dir("code"));
+    }
+}
+
 /* A model says the same whatever file it comes from. */
 static void says_the_same(const char *a, const char *b)
 {
@@ -430,10 +557,22 @@ static void training_ends_with_a_line_of_the_last_step_though_nothing_is_held_ou
     succeeds(operant("train model=model train_file=d.jsonl output_dir=unheld max_steps=3 eval_fraction=0 max_length=64 dtype=f32"));
     assert_has(err, "step 3/3");
     succeeds(operant("train model=model train_file=d.jsonl output_dir=held max_steps=3 eval_fraction=0.5 max_length=64 dtype=f32"));
+    assert_has(out, "report: held/report.html");
     const char *last = strstr(err, "step 3/3");
     assert_non_null(last);
     assert_has(last, "held-out");
     assert_null(strstr(last + 1, "step 3/3"));
+}
+
+static void a_finished_training_leaves_a_report(void **state)
+{
+    (void)state;
+    succeeds(operant("train model=model train_file=d.jsonl output_dir=told max_steps=3 eval_fraction=0.5 max_length=64 dtype=f32 weight_decay=0.125"));
+    read_text("told/report.html", out, sizeof out);
+    assert_has(out, "All 3 steps are done.");
+    assert_has(out, "<svg");
+    assert_has(out, "<strong>0.125</strong>");
+    assert_has(out, "operant train --config told/config.yaml resume=none");
 }
 
 /* What /proc tells of a process; its 0 bytes become line ends. */
@@ -504,6 +643,8 @@ static void an_interrupted_training_goes_on(void **state)
     read_text(".err", err, sizeof err);
     assert_has(err, "interrupted");
     assert_has(err, "goes on from the checkpoint");
+    read_text("long/report.html", out, sizeof out);
+    assert_has(out, "of 1,000,000; the same command goes on");
     succeeds(operant("inspect long"));
     assert_has(out, "checkpoints");
 }
@@ -542,14 +683,19 @@ int main(void)
         cmocka_unit_test(generate_answers_every_line_and_repeats_it),
         cmocka_unit_test(an_answer_depends_on_its_line_and_the_seed_alone),
         cmocka_unit_test(generate_goes_on_from_the_lines_it_finds),
+        cmocka_unit_test(generate_does_not_go_on_with_another_model_or_other_settings),
         cmocka_unit_test(a_stop_text_ends_the_response_before_itself),
+        cmocka_unit_test(a_stop_text_may_be_long_and_hold_a_comma),
         cmocka_unit_test(a_score_is_what_generate_said),
         cmocka_unit_test(a_response_is_scored_with_its_end_of_turn_token),
         cmocka_unit_test(preprocess_shows_each_token_with_mask_and_weight),
         cmocka_unit_test(chat_answers_each_line_of_a_pipe),
+        cmocka_unit_test(chat_names_the_byte_that_is_no_utf8),
+        cmocka_unit_test(output_that_cannot_be_written_is_a_failure),
         cmocka_unit_test(an_exported_model_says_the_same),
         cmocka_unit_test(an_adapter_is_trained_described_and_folded_in),
         cmocka_unit_test(training_ends_with_a_line_of_the_last_step_though_nothing_is_held_out),
+        cmocka_unit_test(a_finished_training_leaves_a_report),
         cmocka_unit_test(the_process_keeps_its_name_and_its_first_word),
         cmocka_unit_test(an_interrupted_training_goes_on),
         cmocka_unit_test(env_tells_versions_and_features),

@@ -190,6 +190,103 @@ static void the_table_fits_a_hundred_columns_and_names_what_was_missed(void **st
     op_assay_results_release(&r);
 }
 
+/* A run of 40 logged steps of 50, with an evaluation every 20, whose strings are not to be trusted. Returns its directory. */
+static const char *make_run(int steps, const char *more_settings)
+{
+    op_buf b;
+    op_buf_init(&b, 1 << 20);
+    assert_ok(op_dir_make(in_dir("run"), e));
+    op_buf_printf(&b, "model: \"m/<b>&'x'\"\ntrain_file: \"d\\\"<i>.jsonl\"\noutput_dir: \"run\"\n%s", more_settings);
+    put_file("run/config.yaml", b.data);
+    op_buf_clear(&b);
+    for (int i = 0; i <= steps; i++) {
+        if (i)
+            op_buf_printf(&b, "{\"step\":%d,\"epoch\":%g,\"loss\":%g,\"lr\":1e-4,\"grad_norm\":1.5,\"tokens\":%d,\"tokens_per_s\":500,\"peak_rss_mb\":%d}\n", i,
+                          i / 10.0, 3.0 - i * 0.05, i * 1000, 900 + i);
+        if (i % 20 == 0)
+            op_buf_printf(&b, "{\"step\":%d,\"eval_loss\":%g,\"eval_perplexity\":20}\n", i, i == 20 ? 1.25 : 3.0 - i * 0.04);
+    }
+    put_file("run/metrics.jsonl", b.data ? b.data : "");
+    op_buf_release(&b);
+    put_file("run/env.json", "{\"operant\":\"0\",\"compiler\":\"<cc>\",\"libraries\":{\"zlib\":\"1\"},\"dtype\":\"f32\",\"threads\":2,\"steps\":50,"
+                             "\"form\":\"messages\",\"truncated\":3,\"data\":{\"items\":1500,\"tokens\":1234567,\"trained_tokens\":7},\"held_out\":{\"items\":31},"
+                             "\"model\":{\"family\":\"llama\",\"parameters\":134515008},\"identity\":{\"the base model with hash\":\"abc\",\"seed\":\"1\"}}");
+    return in_dir("run");
+}
+
+static const char *train_page(op_buf *page, const char *dir)
+{
+    op_buf_clear(page);
+    assert_ok(op_train_report_html(dir, page, e));
+    check_well_formed(page->data);
+    assert_null(strstr(page->data, "nan"));
+    assert_int_equal(count(page->data, "<b>") + count(page->data, "<i>") + count(page->data, "<cc>") + count(page->data, "http"), 0);
+    return page->data;
+}
+
+static void a_run_report_holds_figures_settings_samples_and_the_command(void **state)
+{
+    (void)state;
+    op_buf b;
+    op_buf_init(&b, 1 << 20);
+    const char *page = train_page(&b, make_run(40, "learning_rate: 0.0001\nmethod: lora\nlora.r: 8\nweight_decay: 0.25\n"));
+    static const char *const holds[] = {
+        "An adapter (LoRA, rank 8) beside <code>m/&lt;b&gt;&amp;&#39;x&#39;</code>", "1,500 examples", "the log ends at step 40 of 50",
+        "from 3.0000 to <strong>1.4000</strong>", "<td>lowest held-out loss</td><td>1.2500 nats a token</td>", "<td>… after step</td><td>20</td>",
+        "<td>peak memory</td><td>940 MB</td>", "<td>parameters</td><td>134,515,008</td>", "<td>tokens</td><td>1,234,567</td>",
+        "<code>weight_decay</code></td><td><strong>0.25</strong></td><td>0</td>", "<code>lora.r</code></td><td><strong>8</strong></td><td>16</td>",
+        "/run/config.yaml resume=none</pre>", "<td>the base model with hash</td><td><code>abc</code>", "12 of 40 lines", "prefers-color-scheme:dark", "@media print"};
+    for (size_t i = 0; i < sizeof holds / sizeof *holds; i++)
+        if (!strstr(page, holds[i]))
+            fail_msg("the page has no %s", holds[i]);
+    assert_int_equal(count(page, "<svg"), 1);
+    assert_null(strstr(page, "<code>adam_beta2</code>")); /* at its default, and nobody asks for it first */
+    op_buf_release(&b);
+}
+
+static void a_run_without_a_step_or_with_all_of_them_has_a_report_too(void **state)
+{
+    (void)state;
+    op_buf b;
+    op_buf_init(&b, 1 << 20);
+    const char *page = train_page(&b, make_run(0, ""));
+    assert_non_null(strstr(page, "the log ends at step 0 of 50"));
+    assert_int_equal(count(page, "<svg"), 0);
+    page = train_page(&b, make_run(50, "freeze_embedding: true\n"));
+    assert_non_null(strstr(page, "The weights but the embedding of "));
+    assert_non_null(strstr(page, "All 50 steps are done."));
+    assert_null(strstr(page, "<code>lora.r</code>"));
+    page = train_page(&b, make_run(1, ""));
+    assert_non_null(strstr(page, "1 of 1 lines"));
+    put_file("run/env.json", "{}"); /* of an older version */
+    train_page(&b, in_dir("run"));
+    op_buf_release(&b);
+}
+
+static void a_directory_that_is_no_run_has_no_report(void **state)
+{
+    (void)state;
+    op_error e = {0};
+    assert_ok(op_dir_make(in_dir("empty"), &e));
+    assert_int_equal(op_train_report_write(in_dir("empty"), &e), OP_ERR_IO);
+    assert_message_has(&e, "config.yaml");
+    assert_false(op_path_exists(in_dir("empty/report.html")));
+}
+
+static op_status write_run_page(void *ctx, op_error *e)
+{
+    return op_train_report_write(ctx, e);
+}
+
+static void every_failed_allocation_of_a_run_report_comes_back(void **state)
+{
+    (void)state;
+    char dir[300];
+    snprintf(dir, sizeof dir, "%s", make_run(3, ""));
+    fail_every_allocation(write_run_page, dir);
+    assert_true(op_path_exists(in_dir("run/report.html")));
+}
+
 static op_status write_page(void *ctx, op_error *e)
 {
     op_buf page;
@@ -211,6 +308,10 @@ static void memory_that_runs_out_is_an_error_and_leaks_nothing(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_run_report_holds_figures_settings_samples_and_the_command),
+        cmocka_unit_test(a_run_without_a_step_or_with_all_of_them_has_a_report_too),
+        cmocka_unit_test(a_directory_that_is_no_run_has_no_report),
+        cmocka_unit_test(every_failed_allocation_of_a_run_report_comes_back),
         cmocka_unit_test(a_report_escapes_every_text_and_is_well_formed),
         cmocka_unit_test(a_report_of_a_first_measurement_is_well_formed_too),
         cmocka_unit_test(a_training_log_that_is_broken_is_an_error),
