@@ -198,6 +198,8 @@ op_status op_model_adapter_add(op_model *m, const op_lora_options *o, int32_t *i
 op_status op_model_adapter_load(op_model *m, const char *dir, int32_t *id, op_error *e);          /* PEFT's files */
 op_status op_model_adapter_save(const op_model *m, int32_t id, const char *dir, const char *base, op_error *e);
 int32_t op_model_adapter_count(const op_model *m);
+/* SHA-256 over an adapter's values, rank, targets and scale, as op_model_hash. */
+op_status op_model_adapter_hash(const op_model *m, int32_t id, char hex[65], op_error *e);
 /* Folds an adapter into the base weights (needs float weights: OP_TRAIN_ALL or an f32 model) and removes none. */
 op_status op_model_adapter_merge(op_model *m, int32_t id, op_error *e);
 

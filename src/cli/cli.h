@@ -4,9 +4,11 @@
 
 #include <signal.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdio.h>
 
 #include <operant/config.h>
+#include <operant/generate.h>
 #include <operant/subject.h>
 
 /* Exit codes: 0 done, 1 failed, 2 called wrongly, 130 interrupted. */
@@ -29,9 +31,32 @@ typedef struct cli_args {
     int n_words;
 } cli_args;
 
-/* Initialises `settings` from the command's table and reads the arguments. Exits by itself on --help (0) and on a mistake (2). */
+/* Initialises `settings` from the command's table and reads the arguments. Exits by itself on --help (0) and on a mistake (2).
+ * From here on the program cannot end well if its output was not written: exit status 1 and the system's reason, or, where the
+ * reader of a pipe has gone, a quiet 141, as SIGPIPE would give. */
 cli_args cli_parse(const cli_command *c, void *settings, int argc, char **argv);
 void cli_print_help(const cli_command *c, FILE *out);
+
+/* ---- drawing tokens: the settings that chat and generate share ---- */
+typedef struct cli_sampling {
+    int64_t max_tokens, top_k, seed;
+    double temperature, top_p, min_p, repetition_penalty;
+} cli_sampling;
+
+op_sampling cli_sampling_of(const cli_sampling *s, int64_t n); /* draws with seed + n */
+
+/* The rows of a table whose settings hold a cli_sampling at byte `at`. */
+#define CLI_SAMPLING(at, most, heat, seed_help)                                                                                              \
+    {"max_tokens|max_new_tokens", OP_OPTION_INT, (at) + offsetof(cli_sampling, max_tokens), most, 1, 1 << 20, NULL, "new tokens of a reply"}, \
+        {"temperature", OP_OPTION_FLOAT, (at) + offsetof(cli_sampling, temperature), heat, 0, 100, NULL, "0: always the likeliest token"},   \
+        {"top_k", OP_OPTION_INT, (at) + offsetof(cli_sampling, top_k), "0", 0, 1 << 24, NULL, "draw from this many likeliest tokens; 0: all"}, \
+        {"top_p", OP_OPTION_FLOAT, (at) + offsetof(cli_sampling, top_p), "0.95", 0.000001, 1, NULL,                                         \
+         "draw from the likeliest tokens that together weigh this much"},                                                                    \
+        {"min_p", OP_OPTION_FLOAT, (at) + offsetof(cli_sampling, min_p), "0", 0, 1, NULL,                                                    \
+         "draw from tokens at least this likely beside the likeliest"},                                                                      \
+        {"repetition_penalty", OP_OPTION_FLOAT, (at) + offsetof(cli_sampling, repetition_penalty), "1", 0.01, 100, NULL,                     \
+         "divides the logits of tokens that already occurred; 1: off"},                                                                      \
+        {"seed", OP_OPTION_INT, (at) + offsetof(cli_sampling, seed), "1", 0, 0, NULL, seed_help}
 
 /* ---- messages ---- */
 int cli_fail(const op_error *e);                        /* prints "operant: message", returns 1 or 130 */

@@ -1,20 +1,18 @@
 /* operant generate: answers many prompts at once. */
-#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include <operant/env.h>
 #include <operant/file.h>
-#include <operant/generate.h>
 #include <operant/jsonl.h>
 
 #include "cli/cli.h"
 
 typedef struct options {
     char *model, *input, *output, *stop;
-    int64_t max_tokens, top_k, seed, batch, threads;
-    double temperature, top_p, min_p, repetition_penalty;
+    cli_sampling sampling;
+    int64_t batch, threads;
     int dtype;
     bool resume;
 } options;
@@ -24,19 +22,24 @@ static const op_option table[] = {
     {"model", OP_OPTION_STRING, AT(model), NULL, 0, 0, NULL, "model directory, run directory or .gguf file"},
     {"input", OP_OPTION_STRING, AT(input), NULL, 0, 0, NULL, "JSONL: each line holds \"messages\" or \"prompt\""},
     {"output", OP_OPTION_STRING, AT(output), NULL, 0, 0, NULL, "JSONL: each input line with response, tokens, logprobs, finish_reason added"},
-    {"max_tokens|max_new_tokens", OP_OPTION_INT, AT(max_tokens), "128", 1, 1 << 20, NULL, "new tokens of a response"},
-    {"temperature", OP_OPTION_FLOAT, AT(temperature), "0.7", 0, 100, NULL, "0: always the likeliest token"},
-    {"top_k", OP_OPTION_INT, AT(top_k), "0", 0, 1 << 24, NULL, "draw from this many likeliest tokens; 0: all"},
-    {"top_p", OP_OPTION_FLOAT, AT(top_p), "0.95", 0.000001, 1, NULL, "draw from the likeliest tokens that together weigh this much"},
-    {"min_p", OP_OPTION_FLOAT, AT(min_p), "0", 0, 1, NULL, "draw from tokens at least this likely beside the likeliest"},
-    {"repetition_penalty", OP_OPTION_FLOAT, AT(repetition_penalty), "1", 0.01, 100, NULL, "divides the logits of tokens that already occurred; 1: off"},
-    {"stop", OP_OPTION_LIST, AT(stop), NULL, 0, 0, NULL, "texts that end a response, comma-separated; they are not part of it"},
-    {"seed", OP_OPTION_INT, AT(seed), "1", 0, 0, NULL, "line n draws with seed + n, whatever runs beside it"},
+    CLI_SAMPLING(AT(sampling), "128", "0.7", "line n draws with seed + n, whatever runs beside it"),
+    {"stop", OP_OPTION_LIST, AT(stop), NULL, 0, 0, NULL,
+     "texts that end a response and are not part of it: words with commas between them, or a JSON list: [\"a, b\", \"\\n\\n\"]"},
     {"batch", OP_OPTION_INT, AT(batch), "32", 1, 32, NULL, "responses written at the same time"},
-    {"resume", OP_OPTION_BOOL, AT(resume), "false", 0, 0, NULL, "keep the lines that an earlier run left in output.part, or in output"},
+    {"resume", OP_OPTION_BOOL, AT(resume), "false", 0, 0, NULL, "keep the lines that an earlier run of the same model and settings left"},
     {"dtype", OP_OPTION_CHOICE, AT(dtype), "auto", 0, 0, "auto|f32|bf16", "type of activations and products"},
     {"threads", OP_OPTION_INT, AT(threads), "0", 0, 4096, NULL, "0: one a core"},
     {0}};
+
+enum { STOPS = 16, STOP_BYTES = 1024 };
+
+/* The text of one response while its tokens come. */
+typedef struct words {
+    op_decoder decoder;
+    op_buf text;
+    size_t end;     /* of the response: where a stop text begins */
+    bool stopped;
+} words;
 
 typedef struct job {
     const options *o;
@@ -45,9 +48,9 @@ typedef struct job {
     size_t n, skip;         /* of them; those that an earlier run already answered */
     op_tokens *prompts;     /* [n] */
     op_request *requests;   /* [n]; the first `skip` stay empty */
+    words *words;           /* [n] */
     bool *ready;            /* [n] */
-    char *stops[16];
-    int n_stops;
+    json_t *stops;          /* strings */
     FILE *part;
     size_t next, finished;  /* the first line not yet written; answered by this run */
     int64_t tokens;
@@ -55,15 +58,58 @@ typedef struct job {
     bool failed;
 } job;
 
-/* Where the earliest stop text begins in `text`, or its length. */
-static size_t stop_at(const job *j, const char *text, size_t n)
+/* ---- stop texts ---- */
+
+static op_status add_stop(json_t *list, json_t *text, op_error *e)
 {
-    for (int i = 0; i < j->n_stops; i++) {
-        const char *found = strstr(text, j->stops[i]);
-        if (found && (size_t)(found - text) < n)
-            n = (size_t)(found - text);
+    size_t n = json_string_length(text);
+    if (!json_is_string(text) || !n || n > STOP_BYTES)
+        op_error_set(e, OP_ERR_ARG, "stop: text %zu %s, expected 1 to %d bytes", json_array_size(list) + 1,
+                     !json_is_string(text) ? "is no string" : n ? "is longer" : "is empty", STOP_BYTES);
+    else if (json_array_size(list) == STOPS)
+        op_error_set(e, OP_ERR_ARG, "stop: more than %d texts", STOPS);
+    else
+        json_array_append(list, text);
+    json_decref(text);
+    return e->code;
+}
+
+static op_status read_stops(json_t *list, char *setting, op_error *e)
+{
+    size_t i;
+    json_t *text;
+    if (setting && setting[0] == '[' && setting[1 + strspn(setting + 1, " \n")] == '"') {
+        json_error_t why;
+        json_t *given = json_loads(setting, 0, &why);
+        if (!given)
+            return op_error_set(e, OP_ERR_ARG, "stop: byte %d of the JSON list: %s", why.position, why.text);
+        json_array_foreach(given, i, text)
+            if (add_stop(list, json_incref(text), e))
+                break;
+        json_decref(given);
+        return e->code;
     }
-    return n;
+    for (char *w = setting ? strtok(setting, ",") : NULL; w; w = strtok(NULL, ","))
+        if (add_stop(list, json_string(w), e))
+            break;
+    return e->code;
+}
+
+/* Looks for the earliest stop text that ends within the bytes after `from`. */
+static void look_for_stops(const job *j, words *w, size_t from)
+{
+    size_t i;
+    json_t *stop;
+    w->end = w->text.len;
+    json_array_foreach(j->stops, i, stop)
+    {
+        size_t n = json_string_length(stop), start = from >= n ? from - n + 1 : 0;
+        const char *hit = w->text.len > start ? memmem(w->text.data + start, w->text.len - start, json_string_value(stop), n) : NULL;
+        if (hit && (size_t)(hit - w->text.data) < w->end) {
+            w->end = (size_t)(hit - w->text.data);
+            w->stopped = true;
+        }
+    }
 }
 
 static void show(const job *j, bool last)
@@ -79,34 +125,40 @@ static void show(const job *j, bool last)
 static op_verdict after_token(void *ctx, size_t i, const int32_t *tokens, int32_t n, float logprob)
 {
     job *j = ctx;
-    (void)i;
+    words *w = &j->words[i + j->skip];
     (void)logprob;
     j->tokens++;
     show(j, false);
-    if (!j->n_stops)
-        return OP_GO;
-    op_buf text;
-    op_buf_init(&text, 1 << 20);
-    int32_t from = n > 64 ? n - 64 : 0; /* a stop text is shorter than that */
-    bool stop = op_tokenizer_decode(j->subject.tokenizer, tokens + from, (size_t)(n - from), OP_DECODE_SKIP_SPECIAL, &text) == OP_OK && text.data &&
-                stop_at(j, text.data, text.len) < text.len;
-    op_buf_release(&text);
-    return stop ? OP_STOP : OP_GO;
+    if (n == 1) {
+        w->decoder = (op_decoder){.tokenizer = j->subject.tokenizer, .flags = OP_DECODE_SKIP_SPECIAL};
+        op_buf_init(&w->text, 1 << 26);
+    }
+    size_t before = w->text.len;
+    if (op_decoder_push(&w->decoder, tokens[n - 1], &w->text)) {
+        j->failed = true;
+        return OP_VETO;
+    }
+    look_for_stops(j, w, before);
+    return w->stopped ? OP_STOP : OP_GO;
 }
 
 static op_status write_line(job *j, size_t i)
 {
     const op_request *r = &j->requests[i];
     json_t *line = json_array_get(j->lines, i), *ids = json_array(), *logprobs = json_array();
-    op_buf text, out;
-    op_buf_init(&text, 1 << 26);
+    words *w = &j->words[i];
+    op_buf out;
     op_buf_init(&out, 1 << 28);
-    op_status s = op_tokenizer_decode(j->subject.tokenizer, r->tokens, (size_t)r->n, OP_DECODE_SKIP_SPECIAL, &text);
+    op_status s = OP_OK;
+    if (!w->stopped) {
+        s = op_decoder_finish(&w->decoder, &w->text);
+        w->end = w->text.len;
+    }
     for (int32_t t = 0; t < r->n; t++) {
         json_array_append_new(ids, json_integer(r->tokens[t]));
         json_array_append_new(logprobs, json_real(r->logprobs[t]));
     }
-    json_object_set_new(line, "response", json_stringn(text.data ? text.data : "", text.data ? stop_at(j, text.data, text.len) : 0));
+    json_object_set_new(line, "response", json_stringn(w->text.data ? w->text.data : "", w->end));
     json_object_set_new(line, "tokens", ids);
     json_object_set_new(line, "logprobs", logprobs);
     json_object_set_new(line, "finish_reason", json_string(r->finish == OP_FINISH_LENGTH ? "length" : "stop"));
@@ -114,7 +166,7 @@ static op_status write_line(job *j, size_t i)
         s = op_json_append(&out, line);
     if (!s && fwrite(out.data, 1, out.len, j->part) != out.len)
         s = OP_ERR_IO;
-    op_buf_release(&text);
+    op_buf_release(&w->text);
     op_buf_release(&out);
     return s;
 }
@@ -132,6 +184,73 @@ static void done(void *ctx, size_t i, const op_request *r)
     if (fflush(j->part))
         j->failed = true;
     show(j, j->finished + j->skip == j->n);
+}
+
+/* ---- what makes the lines: OUTPUT.run.json ---- */
+
+static op_status describe_run(const job *j, json_t **out, op_error *e)
+{
+    const cli_sampling *a = &j->o->sampling;
+    const op_model *m = j->subject.model;
+    char base[65], adapter[65] = "";
+    op_status s = op_model_hash(m, base, e);
+    if (!s && op_model_adapter_count(m))
+        s = op_model_adapter_hash(m, op_model_adapter_count(m) - 1, adapter, e);
+    if (s)
+        return s;
+    *out = json_pack("{ss ss ss sI sf sI sf sf sf sI sO}", "model", base, "adapter", adapter, "dtype",
+                     cli_dtype(j->o->dtype) == OP_BF16 ? "bf16" : "f32", "max_tokens", (json_int_t)a->max_tokens, "temperature", a->temperature, "top_k",
+                     (json_int_t)a->top_k, "top_p", a->top_p, "min_p", a->min_p, "repetition_penalty", a->repetition_penalty, "seed",
+                     (json_int_t)a->seed, "stop", j->stops);
+    return *out ? OP_OK : op_error_set(e, OP_ERR_NOMEM, "out of memory");
+}
+
+/* Everything that decides what a line's response is must be as it was. */
+static op_status compare_run(const json_t *now, const char *path, op_error *e)
+{
+    json_error_t why;
+    json_t *was = json_load_file(path, 0, &why), *value;
+    const char *key;
+    if (!was)
+        return op_error_set(e, OP_ERR_MISMATCH, "%s: %s, so that nobody knows what made the lines that are there; resume=false starts afresh", path, why.text);
+    json_object_foreach((json_t *)now, key, value)
+    {
+        json_t *old = json_object_get(was, key);
+        if (e->code || (old && json_equal(old, value)))
+            continue;
+        char *a = json_dumps(old, JSON_ENCODE_ANY | JSON_REAL_PRECISION(9)), *b = json_dumps(value, JSON_ENCODE_ANY | JSON_REAL_PRECISION(9));
+        op_error_set(e, OP_ERR_MISMATCH, "%s: %s%s was %.80s, now it is %.80s; resume=false starts afresh", path, key,
+                     strcmp(key, "model") && strcmp(key, "adapter") ? "" : " (a hash of the weights)", a ? a : "not there", b ? b : "?");
+        free(a);
+        free(b);
+    }
+    json_decref(was);
+    return e->code;
+}
+
+static op_status save_run(const json_t *now, const char *path, op_error *e)
+{
+    char *text = json_dumps(now, JSON_INDENT(1) | JSON_REAL_PRECISION(17));
+    op_status s = text ? op_file_put(path, text, strlen(text), e) : op_error_set(e, OP_ERR_NOMEM, "out of memory");
+    free(text);
+    return s;
+}
+
+/* Opens the part file behind the kept lines. A new one is empty before the record changes: no line is ever beside another run's. */
+static op_status open_part(job *j, const char *part, op_error *e)
+{
+    char path[4096];
+    json_t *now = NULL;
+    snprintf(path, sizeof path, "%s.run.json", j->o->output);
+    op_status s = describe_run(j, &now, e);
+    if (!s && j->skip)
+        s = compare_run(now, path, e);
+    if (!s && !(j->part = fopen(part, j->skip ? "a" : "w")))
+        s = op_error_set(e, OP_ERR_IO, "%s: cannot be written", part);
+    if (!s && !j->skip)
+        s = save_run(now, path, e);
+    json_decref(now);
+    return s;
 }
 
 /* ---- the lines that an earlier run left ---- */
@@ -210,7 +329,8 @@ static op_status prepare(job *j, op_error *e)
     j->prompts = calloc(j->n + 1, sizeof *j->prompts);
     j->requests = calloc(j->n + 1, sizeof *j->requests);
     j->ready = calloc(j->n + 1, sizeof *j->ready);
-    if (!j->prompts || !j->requests || !j->ready)
+    j->words = calloc(j->n + 1, sizeof *j->words);
+    if (!j->prompts || !j->requests || !j->ready || !j->words)
         return op_error_set(e, OP_ERR_NOMEM, "out of memory");
     for (size_t i = j->skip; i < j->n; i++) {
         json_t *line = json_array_get(j->lines, i);
@@ -223,9 +343,7 @@ static op_status prepare(job *j, op_error *e)
             return op_error_set(e, OP_ERR_ARG, "%s:%zu: a prompt of %zu tokens, the model takes at most %d", j->o->input, i + 1, j->prompts[i].n, limit - 1);
         j->requests[i] = (op_request){.prompt = j->prompts[i].ids, .n_prompt = (int32_t)j->prompts[i].n, .share = -1,
                                       .adapter = op_model_adapter_count(j->subject.model) - 1,
-                                      .sampling = {.temperature = j->o->temperature, .top_k = (int32_t)j->o->top_k, .top_p = j->o->top_p,
-                                                   .min_p = j->o->min_p, .repetition_penalty = j->o->repetition_penalty,
-                                                   .max_tokens = (int32_t)j->o->max_tokens, .seed = (uint64_t)j->o->seed + i + 1}};
+                                      .sampling = cli_sampling_of(&j->o->sampling, (int64_t)i + 1)};
         share_beginning(j, i, heads, &n_heads);
     }
     return OP_OK;
@@ -234,10 +352,12 @@ static op_status prepare(job *j, op_error *e)
 static op_status answer(job *j, const char *part, op_error *e)
 {
     op_status s = prepare(j, e);
-    if (s)
+    s = s ? s : open_part(j, part, e);
+    if (s) {
+        if (j->part)
+            fclose(j->part);
         return s;
-    if (!(j->part = fopen(part, j->skip ? "a" : "w")))
-        return op_error_set(e, OP_ERR_IO, "%s: cannot be written", part);
+    }
     j->next = j->skip;
     j->started = cli_now();
     op_generate_options g = {.max_batch = (int32_t)j->o->batch, .ctx = j, .stop = after_token, .done = done, .interrupt = &cli_stop};
@@ -279,12 +399,14 @@ static int run(const cli_command *c, int argc, char **argv)
     }
     op_env_threads((int)o.threads);
     op_error e = {0};
-    job j = {.o = &o, .lines = json_array()};
-    for (char *w = o.stop ? strtok(o.stop, ",") : NULL; w && j.n_stops < 16; w = strtok(NULL, ","))
-        j.stops[j.n_stops++] = w;
-    op_status s = j.n_stops == 16 ? op_error_set(&e, OP_ERR_ARG, "stop: expected at most 15 texts") : work(&j, &e);
+    job j = {.o = &o, .lines = json_array(), .stops = json_array()};
+    op_status s = read_stops(j.stops, o.stop, &e);
+    if (!s)
+        s = work(&j, &e);
     for (size_t i = 0; j.requests && i < j.n; i++)
         op_request_release(&j.requests[i]);
+    for (size_t i = 0; j.words && i < j.n; i++)
+        op_buf_release(&j.words[i].text);
     for (size_t i = 0; j.prompts && i < j.n; i++)
         op_tokens_release(&j.prompts[i]);
     if (!s && a.json)
@@ -293,7 +415,9 @@ static int run(const cli_command *c, int argc, char **argv)
     free(j.requests);
     free(j.prompts);
     free(j.ready);
+    free(j.words);
     json_decref(j.lines);
+    json_decref(j.stops);
     cli_close(&j.subject);
     op_config_release(&o, c->table);
     return s ? cli_fail(&e) : 0;
@@ -304,6 +428,10 @@ const cli_command cli_generate = {
     "Each input line holds \"messages\" (through the model's chat template) or \"prompt\" (plain text, with the tokens that the tokenizer adds around\n"
     "a text, without a template). The output line repeats it and adds response, tokens, logprobs (of each token, under the model itself),\n"
     "finish_reason (stop or length). A line's result depends on its prompt, the settings and the seed only, not on the other lines.\n\n"
+    "A stop text may be up to 1024 bytes long, and there may be 16; write a comma in one, or a line end, as a JSON list: stop='[\"a, b\", \"\\n\\n\"]'.\n"
+    "Special tokens written in messages are plain text; in a prompt, which is yours, they are the tokens that they name.\n"
+    "Lines are collected in OUTPUT.part; OUTPUT.run.json says what makes them (hashes of model and adapter, settings), and resume=true refuses\n"
+    "to go on with anything else.\n\n"
     "examples:\n"
     "  operant generate model=runs/ask-why input=prompts.jsonl output=replies.jsonl temperature=0 max_tokens=80\n"
     "  operant generate model=runs/ask-why input=prompts.jsonl output=replies.jsonl resume=true",

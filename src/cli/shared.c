@@ -1,7 +1,9 @@
 /* Arguments, messages, progress, and opening a model. */
 #include "cli/cli.h"
 
+#include <errno.h>
 #include <math.h>
+#include <poll.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -61,10 +63,26 @@ static void quit(const cli_command *c, void *settings, const op_error *e)
     exit(cli_usage_error(c, "%s", e->message));
 }
 
+/* Runs at exit: a full disk shows when the last bytes are written. */
+static void check_stdout(void)
+{
+    errno = 0;
+    bool failed = fflush(stdout) || ferror(stdout);
+    int why = errno;
+    if (!failed)
+        return;
+    struct pollfd p = {.fd = STDOUT_FILENO};
+    if (why == EPIPE || (poll(&p, 1, 0) == 1 && p.revents & POLLERR))
+        _exit(141);
+    fprintf(stderr, "operant: standard output cannot be written%s%s\n", why ? ": " : "", why ? strerror(why) : "");
+    _exit(1);
+}
+
 cli_args cli_parse(const cli_command *c, void *settings, int argc, char **argv)
 {
     cli_args a = {0};
     op_error e = {0};
+    atexit(check_stdout);
     if (c->table && op_config_init(settings, c->table, &e))
         quit(c, settings, &e);
     for (int i = 0; i < argc; i++) {
@@ -150,6 +168,12 @@ void cli_progress(bool last, const char *format, ...)
     else
         fprintf(stderr, "%s\n", line);
     fflush(stderr);
+}
+
+op_sampling cli_sampling_of(const cli_sampling *s, int64_t n)
+{
+    return (op_sampling){.temperature = s->temperature, .top_k = (int32_t)s->top_k, .top_p = s->top_p, .min_p = s->min_p,
+                         .repetition_penalty = s->repetition_penalty, .max_tokens = (int32_t)s->max_tokens, .seed = (uint64_t)(s->seed + n)};
 }
 
 op_dtype cli_dtype(int dtype)
