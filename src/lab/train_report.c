@@ -109,8 +109,11 @@ static void end_table(op_page *p)
     op_page_put(p, "</tbody></table></div>\n");
 }
 
+/* Left out when there is nothing to tell. */
 static void row_text(op_page *p, const char *name, const char *value)
 {
+    if (!*value)
+        return;
     op_page_put(p, "<tr>");
     op_page_element(p, "td", name);
     op_page_element(p, "td", value);
@@ -227,7 +230,7 @@ static void model_and_data(op_page *p, const train_run *r)
     row_number(p, "tokens", op_view_number(env, "data.tokens"), 0, "");
     row_number(p, "tokens that are learned", op_view_number(env, "data.trained_tokens"), 0, "");
     row_number(p, "examples cut at the longest length", op_view_number(env, "truncated"), 0, "");
-    row_text(p, "held-out data", r->settings.eval_file ? r->settings.eval_file : "a share of the training data");
+    row_text(p, "held-out data", r->settings.eval_file ? r->settings.eval_file : r->settings.eval_fraction > 0 ? "a share of the training data" : "none");
     row_number(p, "held-out examples", op_view_number(env, "held_out.items"), 0, "");
     row_number(p, "held-out tokens", op_view_number(env, "held_out.tokens"), 0, "");
     end_table(p);

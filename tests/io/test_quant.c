@@ -1,8 +1,8 @@
 #include "tools.h"
 
 #include <math.h>
-#include <time.h>
 
+#include <operant/clock.h>
 #include <operant/tensors.h>
 
 #include "base/num.h"
@@ -133,13 +133,6 @@ static void halves_are_rounded_to_nearest(void **state)
     op_tensors_close(t);
 }
 
-static double seconds(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 static void the_real_model_opens_within_50_ms_and_holds_finite_numbers(void **state)
 {
     (void)state;
@@ -150,10 +143,10 @@ static void the_real_model_opens_within_50_ms_and_holds_finite_numbers(void **st
         print_message("skipped: OPERANT_MODEL does not name a model\n");
         skip();
     }
-    double start = seconds();
+    double start = op_seconds();
     if (op_tensors_open(&t, path, &e))
         fail_msg("%s", e.message);
-    double opened = seconds() - start;
+    double opened = op_seconds() - start;
     assert_true(opened < 0.05);
     const op_tensor *x = op_tensors_find(t, "token_embd.weight");
     if (op_tensors_get_format(t) == OP_GGUF && x) {
@@ -173,7 +166,7 @@ static void the_real_model_opens_within_50_ms_and_holds_finite_numbers(void **st
         for (int64_t k = 0; k < x->count; k += 97)
             assert_true(isfinite(out[k]));
     }
-    print_message("opened in %.1f ms, read in %.0f ms\n", 1e3 * opened, 1e3 * (seconds() - start - opened));
+    print_message("opened in %.1f ms, read in %.0f ms\n", 1e3 * opened, 1e3 * (op_seconds() - start - opened));
     free(out);
     op_tensors_close(t);
 }

@@ -11,8 +11,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
+#include <operant/clock.h>
 #include <operant/dataset.h>
 #include <operant/jsonl.h>
 #include <operant/tokenizer.h>
@@ -142,13 +142,6 @@ static op_status example_line(void *ctx, json_t *object, int line, op_error *e)
     return OP_OK;
 }
 
-static double now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 static void speed(context *c, const char *path)
 {
     op_error e;
@@ -158,7 +151,7 @@ static void speed(context *c, const char *path)
         die(&e);
     double best = 1e9;
     for (int round = 0; round < 5; round++) {
-        double start = now();
+        double start = op_seconds();
         op_tokens_clear(&c->tokens);
         for (char *line = file.data, *end; line < file.data + file.len; line = end + 1) {
             end = memchr(line, '\n', (size_t)(file.data + file.len - line));
@@ -166,7 +159,7 @@ static void speed(context *c, const char *path)
             if (op_tokenizer_encode(c->t, line, (size_t)(end - line), c->flags, &c->tokens, &e))
                 die(&e);
         }
-        double time = now() - start;
+        double time = op_seconds() - start;
         best = time < best ? time : best;
     }
     printf("%.2f %zu\n", (double)file.len / 1e6 / best, c->tokens.n);
@@ -183,7 +176,7 @@ int main(int argc, char **argv)
     context c = {.flags = OP_ENCODE_SPECIAL};
     op_buf_init(&c.text, 1 << 28);
     op_status s = OP_OK;
-    double start = now();
+    double start = op_seconds();
     if (strcmp(argv[1], "render") == 0) {
         s = op_json_lines(argv[3], render_line, &c, &e);
         if (s)
@@ -193,7 +186,7 @@ int main(int argc, char **argv)
     }
     if ((s = op_tokenizer_open(&c.t, argv[2], &e)))
         die(&e);
-    fprintf(stderr, "opened in %.3f s\n", now() - start);
+    fprintf(stderr, "opened in %.3f s\n", op_seconds() - start);
     if (strcmp(argv[1], "encode") == 0) {
         s = op_json_lines(argv[3], encode_line, &c, &e);
     } else if (strcmp(argv[1], "decode") == 0) {

@@ -417,13 +417,13 @@ static void env_json_tells_the_sizes_of_model_and_data(void **state)
     size_t n;
     char *text = bytes_of(dir, "env.json", &n);
     json_t *env = json_loadb(text, n, 0, NULL);
-    int steps, items, held;
+    int steps, learned, held;
     json_int_t tokens, trained, parameters;
     const char *form, *family;
-    assert_int_equal(json_unpack(env, "{si ss s{si sI sI} s{si} s{ss sI}}", "steps", &steps, "form", &form, "data", "items", &items, "tokens", &tokens,
+    assert_int_equal(json_unpack(env, "{si ss s{si sI sI} s{si} s{ss sI}}", "steps", &steps, "form", &form, "data", "items", &learned, "tokens", &tokens,
                                  "trained_tokens", &trained, "held_out", "items", &held, "model", "family", &family, "parameters", &parameters), 0);
     assert_int_equal(steps, 1);
-    assert_int_equal(items, 11);
+    assert_int_equal(learned, 11);
     assert_int_equal(held, 3);
     assert_string_equal(form, "messages");
     assert_string_equal(family, "llama");
