@@ -81,8 +81,11 @@ op_status op_trial_offsets(const op_trial *t, const op_tokenizer *k, int32_t *be
 /* The response tokens *start .. *end-1 that touch the code points from .. to-1; OP_ERR_ARG: they are none, or outside the text. */
 op_status op_trial_span(const op_trial *t, const op_tokenizer *k, int64_t from, int64_t to, int32_t *start, int32_t *end, op_error *e);
 
-/* The project's own JSON form (see the JSONL section of docs/trials.md). `k` turns code points into tokens and back. `name` is for errors. */
+/* The project's own JSON form (docs/trials.md). `k` turns code points into tokens and back; NULL: tokens alone, without text. `chat` is used for lines that
+ * have no "prompt_tokens" or "tokens", and may be NULL for others. `name` is the file and line, for errors. On failure *out is released. */
 op_status op_trial_from_json(op_trial *out, const json_t *line, const op_tokenizer *k, const op_chat *chat, const char *name, op_error *e);
 op_status op_trial_to_json(const op_trial *t, const op_tokenizer *k, json_t **out, op_error *e);
+/* Appends it as one line, with the 17 digits that doubles need to come back as they were. */
+op_status op_trial_append(const op_trial *t, const op_tokenizer *k, op_buf *out, op_error *e);
 
 #endif

@@ -5,12 +5,20 @@
 
 #include "base/mem.h"
 #include "text/unicode.h"
-
-#define TEXT_MAX ((size_t)1 << 28)
+#include "trial/trial_parts.h"
 
 static op_status no_memory(const op_trial *t, op_error *e)
 {
     return op_error_set(e, OP_ERR_NOMEM, "out of memory for the text of trial %lld", (long long)t->id);
+}
+
+op_status op_trial_view(const op_trial *t, const op_tokenizer *k, int32_t from, int32_t to, op_buf *out)
+{
+    op_decoder d = {.tokenizer = k, .flags = OP_DECODE_SKIP_SPECIAL, .started = from > 0};
+    op_status s = OP_OK;
+    for (int32_t i = from; !s && i < to; i++)
+        s = op_decoder_push(&d, t->response[i], out);
+    return s ? s : op_decoder_finish(&d, out);
 }
 
 op_status op_trial_text(const op_trial *t, const op_tokenizer *k, int32_t from, int32_t to, char **out, op_error *e)
@@ -18,20 +26,15 @@ op_status op_trial_text(const op_trial *t, const op_tokenizer *k, int32_t from, 
     *out = NULL;
     if (from < 0 || from > to || to > t->n_response)
         return op_error_set(e, OP_ERR_ARG, "trial %lld: the text of tokens %d..%d, expected a span within 0..%d", (long long)t->id, from, to, t->n_response);
-    op_decoder d = {.tokenizer = k, .flags = OP_DECODE_SKIP_SPECIAL, .started = from > 0};
     op_buf b;
-    op_buf_init(&b, TEXT_MAX);
-    op_status s = OP_OK;
-    for (int32_t i = from; !s && i < to; i++)
-        s = op_decoder_push(&d, t->response[i], &b);
-    s = s ? s : op_decoder_finish(&d, &b);
-    if (!s)
+    op_buf_init(&b, OP_TRIAL_TEXT_MAX);
+    if (!op_trial_view(t, k, from, to, &b))
         *out = op_buf_take(&b);
     op_buf_release(&b);
     return *out ? OP_OK : no_memory(t, e);
 }
 
-static int32_t code_points(const char *s, size_t n)
+int32_t op_code_points(const char *s, size_t n)
 {
     int32_t count = 0;
     for (size_t i = 0; i < n; i++)
@@ -43,7 +46,7 @@ op_status op_trial_offsets(const op_trial *t, const op_tokenizer *k, int32_t *be
 {
     op_decoder d = {.tokenizer = k, .flags = OP_DECODE_SKIP_SPECIAL};
     op_buf b;
-    op_buf_init(&b, TEXT_MAX);
+    op_buf_init(&b, OP_TRIAL_TEXT_MAX);
     op_status s = OP_OK;
     int32_t whole = 0; /* code points written so far */
     for (int32_t i = 0; !s && i < t->n_response; i++) {
@@ -55,7 +58,7 @@ op_status op_trial_offsets(const op_trial *t, const op_tokenizer *k, int32_t *be
         begin[i] = whole + (d.n_held && !goes_on);
         b.len = 0;
         s = op_decoder_push(&d, t->response[i], &b);
-        whole += code_points(b.data, b.len);
+        whole += op_code_points(b.data, b.len);
         end[i] = shown ? whole + (d.n_held > 0) : begin[i];
     }
     op_buf_release(&b);
