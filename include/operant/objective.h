@@ -49,7 +49,8 @@ op_objective op_objective_policy(const op_policy *p);
  * Tokens whose reference is unknown are left out. */
 op_objective op_objective_kl(void);
 
-/* L = -(1/Z) sum_t |w_t| log(1 - pi_t) (unlikelihood: 1908.04319); only negative weights count. 1 - pi is taken as at least 1e-6. */
+/* L = -(1/Z) sum_t |w_t| log(1 - pi_t) (unlikelihood: 1908.04319); only negative weights count. Beyond pi = 1 - 1e-6 it is
+ * a straight line. */
 op_objective op_objective_unlikelihood(void);
 
 /* Which of two items is better, for d = s(good) - s(bad):
