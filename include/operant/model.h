@@ -105,6 +105,9 @@ const op_model_config *op_model_get_config(const op_model *m);
 const op_model_options *op_model_get_options(const op_model *m);
 /* SHA-256 over every base weight as float in table order, as 64 hexadecimal digits: the identity of the weights. */
 op_status op_model_hash(const op_model *m, char hex[65], op_error *e);
+/* As quick as opening: SHA-256 over all adapters and, of the file that the model was opened from, each tensor's name, type, shape and
+ * up to 64 KiB in evenly spread pieces. Training changes it; a change of a few rows by hand may not. */
+op_status op_model_fingerprint(const op_model *m, char hex[65], op_error *e);
 size_t op_model_bytes(const op_model *m); /* memory held by weights, gradients and packed forms */
 int64_t op_model_count(const op_model *m); /* parameters, trainable or not, tied ones once */
 
@@ -198,8 +201,6 @@ op_status op_model_adapter_add(op_model *m, const op_lora_options *o, int32_t *i
 op_status op_model_adapter_load(op_model *m, const char *dir, int32_t *id, op_error *e);          /* PEFT's files */
 op_status op_model_adapter_save(const op_model *m, int32_t id, const char *dir, const char *base, op_error *e);
 int32_t op_model_adapter_count(const op_model *m);
-/* SHA-256 over an adapter's values, rank, targets and scale, as op_model_hash. */
-op_status op_model_adapter_hash(const op_model *m, int32_t id, char hex[65], op_error *e);
 /* Folds an adapter into the base weights (needs float weights: OP_TRAIN_ALL or an f32 model) and removes none. */
 op_status op_model_adapter_merge(op_model *m, int32_t id, op_error *e);
 

@@ -191,14 +191,11 @@ static void done(void *ctx, size_t i, const op_request *r)
 static op_status describe_run(const job *j, json_t **out, op_error *e)
 {
     const cli_sampling *a = &j->o->sampling;
-    const op_model *m = j->subject.model;
-    char base[65], adapter[65] = "";
-    op_status s = op_model_hash(m, base, e);
-    if (!s && op_model_adapter_count(m))
-        s = op_model_adapter_hash(m, op_model_adapter_count(m) - 1, adapter, e);
+    char model[65];
+    op_status s = op_model_fingerprint(j->subject.model, model, e);
     if (s)
         return s;
-    *out = json_pack("{ss ss ss sI sf sI sf sf sf sI sO}", "model", base, "adapter", adapter, "dtype",
+    *out = json_pack("{ss ss sI sf sI sf sf sf sI sO}", "model", model, "dtype",
                      cli_dtype(j->o->dtype) == OP_BF16 ? "bf16" : "f32", "max_tokens", (json_int_t)a->max_tokens, "temperature", a->temperature, "top_k",
                      (json_int_t)a->top_k, "top_p", a->top_p, "min_p", a->min_p, "repetition_penalty", a->repetition_penalty, "seed",
                      (json_int_t)a->seed, "stop", j->stops);
@@ -220,7 +217,7 @@ static op_status compare_run(const json_t *now, const char *path, op_error *e)
             continue;
         char *a = json_dumps(old, JSON_ENCODE_ANY | JSON_REAL_PRECISION(9)), *b = json_dumps(value, JSON_ENCODE_ANY | JSON_REAL_PRECISION(9));
         op_error_set(e, OP_ERR_MISMATCH, "%s: %s%s was %.80s, now it is %.80s; resume=false starts afresh", path, key,
-                     strcmp(key, "model") && strcmp(key, "adapter") ? "" : " (a hash of the weights)", a ? a : "not there", b ? b : "?");
+                     strcmp(key, "model") ? "" : " (a fingerprint of the weights)", a ? a : "not there", b ? b : "?");
         free(a);
         free(b);
     }
@@ -430,7 +427,7 @@ const cli_command cli_generate = {
     "finish_reason (stop or length). A line's result depends on its prompt, the settings and the seed only, not on the other lines.\n\n"
     "A stop text may be up to 1024 bytes long, and there may be 16; write a comma in one, or a line end, as a JSON list: stop='[\"a, b\", \"\\n\\n\"]'.\n"
     "Special tokens written in messages are plain text; in a prompt, which is yours, they are the tokens that they name.\n"
-    "Lines are collected in OUTPUT.part; OUTPUT.run.json says what makes them (hashes of model and adapter, settings), and resume=true refuses\n"
+    "Lines are collected in OUTPUT.part; OUTPUT.run.json says what makes them (a fingerprint of the weights, the settings), and resume=true refuses\n"
     "to go on with anything else.\n\n"
     "examples:\n"
     "  operant generate model=runs/ask-why input=prompts.jsonl output=replies.jsonl temperature=0 max_tokens=80\n"

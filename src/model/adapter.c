@@ -4,7 +4,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "base/hash.h"
 #include "base/mem.h"
 #include "base/rng.h"
 #include "io/file.h"
@@ -154,18 +153,6 @@ op_status op_model_adapter_add(op_model *m, const op_lora_options *o, int32_t *i
 int32_t op_model_adapter_count(const op_model *m)
 {
     return m->n_adapters;
-}
-
-op_status op_model_adapter_hash(const op_model *m, int32_t id, char hex[65], op_error *e)
-{
-    if (id < 0 || id >= m->n_adapters)
-        return op_error_set(e, OP_ERR_ARG, "adapter %d, expected 0..%d", id, m->n_adapters - 1);
-    const op_adapter *a = &m->adapters[id];
-    char both[OP_HASH_HEX + 64];
-    op_hash(a->values, a->n * sizeof *a->values, both);
-    snprintf(both + OP_HASH_HEX - 1, 64, " %d %u %.9g", a->options.rank, known_targets(m, a->options.targets), (double)a->scale);
-    op_hash(both, strlen(both), hex);
-    return OP_OK;
 }
 
 static op_status read_options(op_lora_options *o, const op_model *m, const json_t *j, const char *file, op_error *e)

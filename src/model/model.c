@@ -514,6 +514,44 @@ op_status op_model_hash(const op_model *m, char hex[65], op_error *e)
     return s;
 }
 
+static void add_tensor(op_hasher *h, const op_tensor *x)
+{
+    enum { PIECES = 16, PIECE = 4096 };
+    op_hash_add(h, x->name, strlen(x->name));
+    op_hash_add(h, &x->dtype, sizeof x->dtype);
+    op_hash_add(h, x->shape, (size_t)x->rank * sizeof *x->shape);
+    if (x->bytes <= PIECES * PIECE) {
+        op_hash_add(h, x->data, x->bytes);
+        return;
+    }
+    for (size_t i = 0; i < PIECES; i++)
+        op_hash_add(h, (const char *)x->data + (x->bytes - PIECE) / (PIECES - 1) * i, PIECE);
+}
+
+op_status op_model_fingerprint(const op_model *m, char hex[65], op_error *e)
+{
+    op_tensors *t;
+    if (!m->source)
+        return op_error_set(e, OP_ERR_ARG, "a model that was not opened from a file has no fingerprint");
+    op_status s = op_tensors_open(&t, m->source, e);
+    if (s)
+        return s;
+    op_hasher h;
+    op_hash_begin(&h);
+    for (size_t i = 0; i < op_tensors_count(t); i++)
+        add_tensor(&h, op_tensors_at(t, i));
+    for (int32_t i = 0; i < m->n_adapters; i++) {
+        const op_adapter *a = &m->adapters[i];
+        op_hash_add(&h, &a->scale, sizeof a->scale);
+        op_hash_add(&h, &a->options.rank, sizeof a->options.rank);
+        op_hash_add(&h, &a->options.targets, sizeof a->options.targets);
+        op_hash_add(&h, a->values, a->n * sizeof *a->values);
+    }
+    op_hash_end(&h, hex);
+    op_tensors_close(t);
+    return OP_OK;
+}
+
 op_status op_model_set_taps(op_model *m, const op_tap *taps, size_t n)
 {
     op_tap *copy = op_alloc_array(n, sizeof *copy);

@@ -293,7 +293,7 @@ static void generate_does_not_go_on_with_another_model_or_other_settings(void **
     succeeds(operant("train model=model train_file=d.jsonl output_dir=changed method=full learning_rate=0.01 max_steps=1 eval_fraction=0 max_length=64 "
                      "dtype=f32 save_dtype=f32"));
     assert_int_equal(operant("%s resume=true model=changed", words), 1);
-    assert_has(err, "model (a hash of the weights) was ");
+    assert_has(err, "model (a fingerprint of the weights) was ");
     read_text("r.jsonl.run.json", now, sizeof now);
     assert_string_equal(now, record);
     assert_int_equal(unlink(in_dir("r.jsonl.run.json")), 0);

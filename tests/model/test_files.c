@@ -108,6 +108,30 @@ static void an_adapter_saved_in_pefts_form_opens_with_its_base(void **state)
     }
 }
 
+static void a_fingerprint_is_of_the_base_and_its_adapters(void **state)
+{
+    (void)state;
+    op_lora_options lora = {.rank = 3, .alpha = 6, .targets = OP_LORA_ALL};
+    op_model *plain = open_fixture_model("llama", (op_model_options){.act = OP_F32}), *again = open_fixture_model("llama", (op_model_options){.act = OP_BF16});
+    op_model *other = open_fixture_model("qwen2", (op_model_options){.act = OP_F32});
+    op_model *m = open_fixture_model("llama", (op_model_options){.act = OP_F32, .trainable = OP_TRAIN_ADAPTER, .lora = lora});
+    char a[65], b[65], c[65], with[65], changed[65];
+    CHECK(op_model_fingerprint(plain, a, e));
+    CHECK(op_model_fingerprint(again, b, e));
+    CHECK(op_model_fingerprint(other, c, e));
+    CHECK(op_model_fingerprint(m, with, e));
+    op_model_params(m).values[5] += 1;
+    CHECK(op_model_fingerprint(m, changed, e));
+    assert_string_equal(a, b);
+    assert_string_not_equal(a, c);
+    assert_string_not_equal(a, with);
+    assert_string_not_equal(with, changed);
+    op_model_free(plain);
+    op_model_free(again);
+    op_model_free(other);
+    op_model_free(m);
+}
+
 static void write_config(const char *text)
 {
     char path[128];
@@ -177,6 +201,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(a_saved_directory_and_a_gguf_open_as_the_same_model, make_dir, remove_dir),
+        cmocka_unit_test(a_fingerprint_is_of_the_base_and_its_adapters),
         cmocka_unit_test_setup_teardown(an_adapter_saved_in_pefts_form_opens_with_its_base, make_dir, remove_dir),
         cmocka_unit_test_setup_teardown(a_broken_model_is_refused_with_the_reason, make_dir, remove_dir),
         cmocka_unit_test(opening_survives_a_failure_of_every_allocation),
