@@ -14,6 +14,7 @@
 #include <operant/lesson.h>
 #include <operant/reinforce.h>
 #include <operant/store.h>
+#include <operant/subject.h>
 #include <operant/teacher.h>
 
 /* What is asked: a dialogue of the data file, or an episode of the chamber. */
@@ -98,6 +99,12 @@ op_lesson *op_session_lesson(op_session *s);
 op_status op_session_trial(op_session *s, const op_cue *cue, const int32_t *response, int32_t n, const char *by, op_trial **out, op_error *e);
 const op_cue *op_session_cue_of(const op_session *s, const op_trial *t);
 const op_chat *op_session_chat(const op_session *s);
+/* The model with its words, read-only: for its hidden states, say. */
+const op_subject *op_session_subject(const op_session *s);
+/* A cue of the method's own making, for this round. What it holds is taken, also on failure. */
+op_status op_session_add_cue(op_session *s, op_cue *cue, const op_cue **out, op_error *e);
+/* What the method remembers from round to round: a JSON object, empty when the stage begins and kept in checkpoints. Borrowed; never NULL. */
+json_t *op_session_memory(op_session *s);
 uint64_t op_session_random(op_session *s, uint64_t purpose); /* fixed by seed, round and the number of calls in it */
 
 /* ---- running ---- */
