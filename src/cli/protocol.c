@@ -1,0 +1,74 @@
+/* operant train with a protocol file: stages of trials instead of a data set (operant/session.h). */
+#include <math.h>
+#include <string.h>
+
+#include <operant/session.h>
+
+#include "cli/cli.h"
+#include "cli/protocol.h"
+
+enum { WORDS_MAX = 64 };
+
+static void show_round(void *ctx, const op_session_progress *p)
+{
+    (void)ctx;
+    char eta[32], success[24] = "", kl[24] = "";
+    if (isfinite(p->success))
+        snprintf(success, sizeof success, "  success %.0f%%", 100 * p->success);
+    if (isfinite(p->lesson.kl))
+        snprintf(kl, sizeof kl, "  kl %.4f", p->lesson.kl);
+    cli_progress(p->round == p->rounds, "%s: round %lld/%lld%s  reward %.3f%s  %lld trials  ETA %s", p->stage, (long long)p->round, (long long)p->rounds,
+                 success, p->reward, kl, (long long)p->trials, cli_eta(p->eta_s, eta));
+}
+
+const char *cli_protocol_file(int argc, char **argv)
+{
+    for (int i = 0; i < argc; i++) {
+        bool named = !strcmp(argv[i], "--config") && i + 1 < argc;
+        const char *path = named ? argv[i + 1] : argv[i];
+        if ((named || strstr(argv[i], ".yaml") == argv[i] + strlen(argv[i]) - 5) && !strchr(path, '=') && op_is_protocol(path))
+            return path;
+    }
+    return NULL;
+}
+
+int cli_protocol_run(const cli_command *c, const char *file, int argc, char **argv)
+{
+    const char *words[WORDS_MAX];
+    char room[WORDS_MAX][1024];
+    size_t n = 0;
+    bool json = false;
+    for (int i = 0; i < argc; i++) {
+        const char *w = argv[i], *key = w + (strncmp(w, "--", 2) ? 0 : 2);
+        if (!strcmp(w, "--json"))
+            json = true;
+        else if (!strcmp(w, file) || (!strcmp(w, "--config") && i + 1 < argc && argv[i + 1] == file))
+            continue;
+        else if (n == WORDS_MAX)
+            return cli_usage_error(c, "more than %d settings", WORDS_MAX);
+        else if (strchr(key, '='))
+            words[n++] = key;
+        else if (key != w && i + 1 < argc && snprintf(room[n], sizeof room[n], "%s=%s", key, argv[++i]) < (int)sizeof room[n])
+            words[n] = room[n], n++;
+        else
+            return cli_usage_error(c, "unexpected argument \"%s\"", w);
+    }
+    const op_session_kit kit = {.methods = op_methods};
+    const op_session_callbacks callbacks = {.progress = show_round, .stop = &cli_stop};
+    op_session_result r;
+    op_error e = {0};
+    op_status status = op_session_run(file, &kit, words, n, &callbacks, &r, &e);
+    if (!status && json) {
+        json_t *j = json_pack("{ss sI sI sI so so so}", "output_dir", r.output_dir, "rounds", (json_int_t)r.rounds, "trials", (json_int_t)r.trials, "tokens",
+                              (json_int_t)r.tokens, "success", isfinite(r.success) ? json_real(r.success) : json_null(), "seconds", json_real(r.seconds),
+                              "model_share", json_real(r.model_share));
+        cli_print_json(j);
+        json_decref(j);
+    } else if (!status) {
+        printf("trained: %s (%lld rounds, %lld trials, %.0f%% of the time in the model)\n", r.output_dir, (long long)r.rounds, (long long)r.trials,
+               100 * r.model_share);
+    }
+    if (status == OP_ERR_INTERRUPTED)
+        fprintf(stderr, "stopped; the same command goes on from the checkpoint in \"%s\"\n", r.output_dir);
+    return status ? cli_fail(&e) : 0;
+}

@@ -1,0 +1,191 @@
+/* The cue source "data": a file of dialogues or prompts. */
+#include <stdio.h>
+#include <string.h>
+
+#include <operant/jsonl.h>
+
+#include "base/mem.h"
+#include "io/json.h"
+#include "trial/session_parts.h"
+
+void op_cue_release(op_cue *c)
+{
+    op_free(c->prompt);
+    json_decref(c->messages);
+    json_decref(c->tags);
+    *c = (op_cue){0};
+}
+
+/* settings: {"type": "data", "file": PATH, "classes": [..]?, "limit": n?}. A line has "messages", or "prompt" (a text that stands alone, without the chat
+ * template). Where the dialogue ends with an assistant's turn, that turn (or "completion", "response", "reference") is the tag "reference": the right
+ * answer as far as the file knows. "id", "class", "kind", "topic" and the members of "tags" become tags. */
+typedef struct data {
+    op_cue_source base;
+    const op_chat *chat;
+    op_cue *cues;
+    size_t cap;
+    const char *path;
+    const json_t *classes;
+    int64_t limit;
+} data;
+
+static bool wanted(const data *d, const json_t *line)
+{
+    size_t i;
+    json_t *class;
+    if (!d->classes)
+        return true;
+    json_array_foreach((json_t *)d->classes, i, class)
+        if (json_equal(class, json_object_get(line, "class")))
+            return true;
+    return false;
+}
+
+static op_status tags_of(op_cue *c, json_t *line, op_error *e)
+{
+    static const char *const carried[] = {"id", "class", "kind", "topic", "reference"};
+    json_t *given = json_object_get(line, "tags");
+    bool ok = (c->tags = json_object());
+    if (ok && json_is_object(given))
+        ok = !json_object_update(c->tags, given);
+    for (size_t i = 0; ok && i < sizeof carried / sizeof *carried; i++)
+        if (json_object_get(line, carried[i]))
+            ok = !json_object_set(c->tags, carried[i], json_object_get(line, carried[i]));
+    const char *answers[] = {"completion", "response"};
+    for (size_t i = 0; ok && i < 2; i++)
+        if (json_is_string(json_object_get(line, answers[i])))
+            ok = !json_object_set(c->tags, "reference", json_object_get(line, answers[i]));
+    return ok ? OP_OK : op_error_set(e, OP_ERR_NOMEM, "out of memory for the cues");
+}
+
+/* Everything before a last assistant's turn, which becomes the reference; roles and words only. */
+static op_status dialogue_of(op_cue *c, const json_t *messages, const char *name, op_error *e)
+{
+    size_t n = json_array_size(messages), i;
+    json_t *message;
+    c->messages = json_array();
+    json_array_foreach((json_t *)messages, i, message) {
+        const char *role = NULL, *content = NULL;
+        op_status status = op_json_get_string(message, "role", true, &role, name, e);
+        if (!status)
+            status = op_json_get_string(message, "content", true, &content, name, e);
+        if (status)
+            return status;
+        int failed;
+        if (i + 1 == n && !strcmp(role, "assistant"))
+            failed = json_object_set(c->tags, "reference", json_object_get(message, "content"));
+        else
+            failed = !c->messages || json_array_append_new(c->messages, json_pack("{ssss}", "role", role, "content", content));
+        if (failed)
+            return op_error_set(e, OP_ERR_NOMEM, "out of memory for the cues");
+    }
+    return json_array_size(c->messages) ? OP_OK : op_error_set(e, OP_ERR_FORMAT, "%s: key \"messages\": nobody asks anything", name);
+}
+
+static op_status encode(op_cue *c, const op_chat *chat, const char *prompt, const char *name, op_error *e)
+{
+    op_tokens tokens;
+    op_tokens_init(&tokens);
+    op_status status;
+    if (!prompt && !chat->tmpl)
+        status = op_error_set(e, OP_ERR_UNSUPPORTED, "%s: the model has no chat template for \"messages\"", name);
+    else if (prompt)
+        status = op_tokenizer_encode(chat->tokenizer, prompt, strlen(prompt), OP_ENCODE_AFFIX, &tokens, e);
+    else
+        status = op_chat_encode(chat, c->messages, NULL, true, &tokens, NULL, NULL, e);
+    if (!status && !tokens.n)
+        status = op_error_set(e, OP_ERR_FORMAT, "%s: the prompt has no tokens", name);
+    if (!status) {
+        c->prompt = tokens.ids;
+        c->n_prompt = (int32_t)tokens.n;
+        tokens.ids = NULL;
+    }
+    op_tokens_release(&tokens);
+    return status;
+}
+
+static op_status read_line(void *ctx, json_t *line, int number, op_error *e)
+{
+    data *d = ctx;
+    char name[300];
+    snprintf(name, sizeof name, "%.250s: line %d", d->path, number);
+    if (!wanted(d, line) || (d->limit && d->base.n == (uint64_t)d->limit))
+        return OP_OK;
+    if (d->base.n == d->cap) {
+        size_t cap = d->cap ? 2 * d->cap : 256;
+        op_cue *more = op_realloc(d->cues, cap * sizeof *more);
+        if (!more)
+            return op_error_set(e, OP_ERR_NOMEM, "%s: out of memory", name);
+        d->cues = more;
+        d->cap = cap;
+    }
+    op_cue c = {0};
+    json_t *messages = NULL;
+    const char *prompt = NULL;
+    op_status status = tags_of(&c, line, e);
+    if (!status)
+        status = op_json_get_array(line, "messages", false, &messages, name, e);
+    if (!status && !messages)
+        status = op_json_get_string(line, "prompt", true, &prompt, name, e);
+    if (!status && messages)
+        status = dialogue_of(&c, messages, name, e);
+    if (!status)
+        status = encode(&c, d->chat, prompt, name, e);
+    if (status)
+        op_cue_release(&c);
+    else
+        d->cues[d->base.n++] = c;
+    return status;
+}
+
+static op_status draw(op_cue_source *s, uint64_t index, op_cue *out, op_error *e)
+{
+    const data *d = s->ctx;
+    const op_cue *c = &d->cues[index];
+    *out = (op_cue){.prompt = op_alloc_array((size_t)c->n_prompt, sizeof *out->prompt), .n_prompt = c->n_prompt, .messages = json_incref(c->messages),
+                    .tags = json_incref(c->tags)};
+    if (!out->prompt) {
+        op_cue_release(out);
+        return op_error_set(e, OP_ERR_NOMEM, "out of memory for a cue");
+    }
+    memcpy(out->prompt, c->prompt, (size_t)c->n_prompt * sizeof *out->prompt);
+    return OP_OK;
+}
+
+static void release(op_cue_source *s)
+{
+    data *d = s->ctx;
+    for (uint64_t i = 0; i < d->base.n; i++)
+        op_cue_release(&d->cues[i]);
+    op_free(d->cues);
+    op_free(d);
+}
+
+op_status op_cues_from_data(op_cue_source **out, const json_t *settings, const op_classroom *room, op_error *e)
+{
+    const char *path = NULL;
+    data *d = op_alloc_zero(1, sizeof *d);
+    if (!d)
+        return op_error_set(e, OP_ERR_NOMEM, "out of memory for the cues");
+    d->base = (op_cue_source){.ctx = d, .draw = draw, .free = release};
+    d->chat = room->chat;
+    json_t *classes = NULL;
+    op_status status = op_json_get_string(settings, "file", true, &path, "cues", e);
+    if (!status)
+        status = op_json_get_array(settings, "classes", false, &classes, "cues", e);
+    if (!status)
+        status = op_json_get_int(settings, "limit", false, 0, INT32_MAX, &d->limit, "cues", e);
+    d->path = path;
+    d->classes = classes;
+    if (!status)
+        status = op_json_lines(path, read_line, d, e);
+    if (!status && !d->base.n)
+        status = op_error_set(e, OP_ERR_FORMAT, "%s: no cue%s", path, classes ? " of these classes" : "");
+    d->path = NULL; /* borrowed from the settings */
+    d->classes = NULL;
+    if (status)
+        release(&d->base);
+    else
+        *out = &d->base;
+    return status;
+}

@@ -1,0 +1,482 @@
+#include "trial/session_parts.h"
+
+#include <math.h>
+#include <string.h>
+#include <time.h>
+
+#include <operant/clock.h>
+
+#include "base/mem.h"
+#include "base/rng.h"
+
+static op_status no_memory(op_error *e)
+{
+    return op_error_set(e, OP_ERR_NOMEM, "out of memory for a round");
+}
+
+/* Room for one more element of an array of elements of `size` bytes. */
+static op_status grow(void *array, size_t n, size_t *cap, size_t size, op_error *e)
+{
+    void **at = array;
+    if (n < *cap)
+        return OP_OK;
+    size_t more = *cap ? 2 * *cap : 64;
+    void *p = op_realloc(*at, more * size);
+    if (!p)
+        return no_memory(e);
+    *at = p;
+    *cap = more;
+    return OP_OK;
+}
+
+/* An array for the method, alive until the round ends. NULL when memory is out. */
+static void *hand_out(op_session *s, size_t n, size_t size, op_error *e)
+{
+    void *p = grow(&s->owned, s->n_owned, &s->cap_owned, sizeof *s->owned, e) ? NULL : op_alloc_zero(n ? n : 1, size);
+    if (p)
+        s->owned[s->n_owned++] = p;
+    else
+        no_memory(e);
+    return p;
+}
+
+void op_session_clear_round(op_session *s)
+{
+    for (size_t i = 0; i < s->n_entries; i++) {
+        op_trial_release(s->entries[i].trial);
+        op_free(s->entries[i].trial);
+    }
+    for (size_t i = 0; i < s->n_cues; i++) {
+        op_cue_release(s->cues[i]);
+        op_free(s->cues[i]);
+    }
+    for (size_t i = 0; i < s->n_owned; i++)
+        op_free(s->owned[i]);
+    s->n_entries = s->n_cues = s->n_owned = 0;
+    s->draws = s->samples = 0;
+    s->model_seconds = 0;
+}
+
+/* ---- what is asked ---- */
+
+/* A finite source is gone through in a new order on every pass, an endless one in its own. */
+static uint64_t cue_index(const op_session *s, uint32_t *order)
+{
+    uint64_t n = s->source->n, k = s->cues_drawn;
+    if (!n)
+        return k;
+    op_rng_permute(s->seed, (uint64_t)OP_STREAM_SHUFFLE | (uint64_t)(s->stage_at << 16 | (k / n)) << 32, (uint32_t)n, order);
+    return order[k % n];
+}
+
+op_status op_session_cues(op_session *s, op_cue *const **cues, size_t *n, op_error *e)
+{
+    size_t first = s->n_cues, count = (size_t)s->stage->prompts;
+    uint32_t *order = op_alloc_array(s->source->n ? s->source->n : 1, sizeof *order);
+    op_status status = order ? OP_OK : no_memory(e);
+    for (size_t i = 0; !status && i < count; i++) {
+        op_cue *c = op_alloc_zero(1, sizeof *c);
+        status = c ? grow(&s->cues, s->n_cues, &s->cap_cues, sizeof *s->cues, e) : no_memory(e);
+        if (!status)
+            status = s->source->draw(s->source, cue_index(s, order), c, e);
+        if (status) {
+            op_free(c);
+            break;
+        }
+        s->cues[s->n_cues++] = c;
+        s->cues_drawn++;
+    }
+    op_free(order);
+    op_cue **list = status ? NULL : hand_out(s, count, sizeof *list, e);
+    if (!list)
+        return status ? status : OP_ERR_NOMEM;
+    memcpy(list, s->cues + first, count * sizeof *list);
+    *cues = list;
+    *n = count;
+    return OP_OK;
+}
+
+static size_t index_of_cue(const op_session *s, const op_cue *c)
+{
+    size_t i = 0;
+    while (i < s->n_cues && s->cues[i] != c)
+        i++;
+    return i;
+}
+
+static size_t index_of_trial(const op_session *s, const op_trial *t)
+{
+    size_t i = 0;
+    while (i < s->n_entries && s->entries[i].trial != t)
+        i++;
+    return i;
+}
+
+const op_cue *op_session_cue_of(const op_session *s, const op_trial *t)
+{
+    size_t i = index_of_trial(s, t);
+    return i < s->n_entries ? s->cues[s->entries[i].cue] : NULL;
+}
+
+/* ---- trials ---- */
+
+static int64_t now_ms(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_REALTIME, &t);
+    return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
+}
+
+/* An empty trial of a cue, the next entry of the round. */
+static op_status add_trial(op_session *s, size_t cue, size_t parent, op_trial **out, op_error *e)
+{
+    const op_cue *c = s->cues[cue];
+    op_trial *t = op_alloc(sizeof *t);
+    op_status status = t ? grow(&s->entries, s->n_entries, &s->cap_entries, sizeof *s->entries, e) : no_memory(e);
+    if (status) {
+        op_free(t);
+        return status;
+    }
+    op_trial_init(t);
+    s->entries[s->n_entries++] = (op_entry){.trial = t, .cue = cue, .parent = parent};
+    t->prompt = op_alloc_array((size_t)c->n_prompt, sizeof *t->prompt);
+    json_decref(t->tags);
+    t->tags = json_copy(c->tags);
+    t->messages = json_incref(c->messages);
+    t->time = now_ms();
+    if (!t->prompt || !t->tags)
+        return no_memory(e);
+    memcpy(t->prompt, c->prompt, (size_t)c->n_prompt * sizeof *t->prompt);
+    t->n_prompt = c->n_prompt;
+    *out = t;
+    return OP_OK;
+}
+
+op_status op_session_trial(op_session *s, const op_cue *cue, const int32_t *response, int32_t n, const char *by, op_trial **out, op_error *e)
+{
+    size_t at = index_of_cue(s, cue);
+    if (at == s->n_cues)
+        return op_error_set(e, OP_ERR_ARG, "a trial of a cue that is not of this round");
+    op_status status = add_trial(s, at, SIZE_MAX, out, e);
+    op_trial *t = *out;
+    if (status)
+        return status;
+    t->response = op_alloc_array((size_t)(n ? n : 1), sizeof *t->response);
+    t->by = by ? op_strdup(by) : NULL;
+    if (!t->response || (by && !t->by))
+        return no_memory(e);
+    memcpy(t->response, response, (size_t)n * sizeof *t->response);
+    t->n_response = t->n_forced = n;
+    return OP_OK;
+}
+
+/* What a request of the sampler is made from, and what becomes of it. */
+typedef struct asking {
+    op_trial *trial;
+    const op_trial *kept;  /* its first `at` response tokens come first; NULL: none */
+    int32_t at;
+    const int32_t *forced;
+    int32_t n_forced;
+    int32_t *prompt;       /* owned while asking */
+} asking;
+
+static op_status fill_request(op_session *s, asking *a, op_request *r, op_error *e)
+{
+    int32_t n = a->trial->n_prompt, kept = a->kept ? a->at : 0;
+    a->prompt = op_alloc_array((size_t)(n + kept + a->n_forced), sizeof *a->prompt);
+    if (!a->prompt)
+        return no_memory(e);
+    memcpy(a->prompt, a->trial->prompt, (size_t)n * sizeof *a->prompt);
+    if (kept)
+        memcpy(a->prompt + n, a->kept->response, (size_t)kept * sizeof *a->prompt);
+    if (a->n_forced)
+        memcpy(a->prompt + n + kept, a->forced, (size_t)a->n_forced * sizeof *a->prompt);
+    *r = (op_request){.prompt = a->prompt, .n_prompt = n + kept + a->n_forced, .adapter = s->subject.adapter, .share = -1, .sampling = s->stage->sampling};
+    r->sampling.seed = op_rng_u64(s->seed, OP_STREAM_SAMPLE, (uint64_t)s->round << 24 | s->samples++);
+    r->sampling.max_tokens -= kept + a->n_forced;
+    if (r->sampling.max_tokens < 1)
+        r->sampling.max_tokens = 1;
+    return OP_OK;
+}
+
+/* Kept tokens have the log p they were sampled with, placed ones none (NAN), the rest what the sampler says. */
+static op_status take_answer(op_session *s, const asking *a, const op_request *r, op_error *e)
+{
+    op_trial *t = a->trial;
+    int32_t kept = a->kept ? a->at : 0, before = kept + a->n_forced, n = before + r->n;
+    t->response = op_alloc_array((size_t)(n ? n : 1), sizeof *t->response);
+    t->logprobs = op_alloc_array((size_t)(n ? n : 1), sizeof *t->logprobs);
+    if (!t->response || !t->logprobs)
+        return no_memory(e);
+    memcpy(t->response, a->prompt + t->n_prompt, (size_t)before * sizeof *t->response);
+    for (int32_t i = 0; i < before; i++)
+        t->logprobs[i] = i < kept && a->kept->logprobs ? a->kept->logprobs[i] : NAN;
+    memcpy(t->response + before, r->tokens, (size_t)r->n * sizeof *t->response);
+    memcpy(t->logprobs + before, r->logprobs, (size_t)r->n * sizeof *t->logprobs);
+    t->n_response = n;
+    t->n_forced = before;
+    t->finish = r->finish;
+    t->sampler = r->sampling;
+    memcpy(t->policy, s->policy, sizeof t->policy);
+    s->tokens += r->n;
+    s->stage_tokens += r->n;
+    s->trials++;
+    s->stage_trials++;
+    return OP_OK;
+}
+
+/* Groups of answers to one prompt follow each other: the first of a group computes the prompt for the others. */
+static void share_prompts(const asking *a, op_request *r, size_t n)
+{
+    for (size_t i = 1; i < n; i++) {
+        size_t first = r[i - 1].share >= 0 ? (size_t)r[i - 1].share : i - 1;
+        if (r[i].n_prompt == r[first].n_prompt && !memcmp(a[i].prompt, a[first].prompt, (size_t)r[i].n_prompt * sizeof *a->prompt)) {
+            r[i].share = (int32_t)first;
+            r[i].share_n = r[i].n_prompt;
+        }
+    }
+}
+
+static op_status ask_all(op_session *s, asking *a, size_t n, op_error *e)
+{
+    op_request *requests = op_alloc_zero(n ? n : 1, sizeof *requests);
+    op_status status = requests ? OP_OK : no_memory(e);
+    for (size_t i = 0; !status && i < n; i++)
+        status = fill_request(s, &a[i], &requests[i], e);
+    double start = op_seconds();
+    if (!status) {
+        share_prompts(a, requests, n);
+        op_generate_options how = {.interrupt = s->callbacks->stop};
+        status = op_generate(s->subject.model, requests, n, &how, e);
+    }
+    s->model_seconds += op_seconds() - start;
+    for (size_t i = 0; requests && i < n; i++) {
+        if (!status)
+            status = take_answer(s, &a[i], &requests[i], e);
+        op_request_release(&requests[i]);
+        op_free(a[i].prompt);
+        a[i].prompt = NULL;
+    }
+    op_free(requests);
+    return status;
+}
+
+op_status op_session_sample(op_session *s, const op_cue *const *cues, size_t n, int64_t group, op_trial ***trials, op_error *e)
+{
+    size_t count = n * (size_t)group;
+    op_trial **list = hand_out(s, count, sizeof *list, e);
+    asking *a = list ? op_alloc_zero(count ? count : 1, sizeof *a) : NULL;
+    op_status status = a ? OP_OK : no_memory(e);
+    for (size_t i = 0; !status && i < count; i++) {
+        size_t cue = index_of_cue(s, cues[i / (size_t)group]);
+        status = cue < s->n_cues ? add_trial(s, cue, SIZE_MAX, &list[i], e) : op_error_set(e, OP_ERR_ARG, "a cue that is not of this round");
+        a[i].trial = list[i];
+    }
+    if (!status)
+        status = ask_all(s, a, count, e);
+    op_free(a);
+    *trials = list;
+    return status;
+}
+
+op_status op_session_redo(op_session *s, op_trial *const *trials, size_t n, const int32_t *at, const int32_t *const *forced, const int32_t *n_forced,
+                          op_trial ***out, op_error *e)
+{
+    op_trial **list = hand_out(s, n, sizeof *list, e);
+    asking *a = list ? op_alloc_zero(n ? n : 1, sizeof *a) : NULL;
+    op_status status = a ? OP_OK : no_memory(e);
+    for (size_t i = 0; !status && i < n; i++) {
+        size_t parent = index_of_trial(s, trials[i]);
+        if (parent == s->n_entries || at[i] < 0 || at[i] > trials[i]->n_response)
+            status = op_error_set(e, OP_ERR_ARG, "trial %lld cannot be redone from token %d of %d", (long long)trials[i]->id, at[i], trials[i]->n_response);
+        else
+            status = add_trial(s, s->entries[parent].cue, parent, &list[i], e);
+        if (status)
+            break;
+        list[i]->redo_at = at[i];
+        a[i] = (asking){.trial = list[i], .kept = trials[i], .at = at[i], .forced = forced ? forced[i] : NULL, .n_forced = forced && forced[i] ? n_forced[i] : 0};
+    }
+    if (!status)
+        status = ask_all(s, a, n, e);
+    op_free(a);
+    *out = list;
+    return status;
+}
+
+/* ---- alternatives ---- */
+
+typedef struct likely {
+    int32_t id;
+    float logit;
+} likely;
+
+/* The k likeliest of logits[v], best first. */
+static void find_likeliest(const float *logits, int32_t v, int32_t k, likely *best)
+{
+    int32_t n = 0;
+    for (int32_t id = 0; id < v; id++) {
+        if (n == k && logits[id] <= best[n - 1].logit)
+            continue;
+        int32_t at = n < k ? n++ : n - 1;
+        for (; at > 0 && best[at - 1].logit < logits[id]; at--)
+            best[at] = best[at - 1];
+        best[at] = (likely){id, logits[id]};
+    }
+}
+
+static double log_sum_exp(const float *logits, int32_t v)
+{
+    double max = logits[0], sum = 0;
+    for (int32_t i = 1; i < v; i++)
+        max = fmax(max, (double)logits[i]);
+    for (int32_t i = 0; i < v; i++)
+        sum += exp((double)logits[i] - max);
+    return max + log(sum);
+}
+
+static op_status likeliest_at(op_session *s, op_pass *pass, op_trial *t, int32_t at, int32_t k, float *logits, op_error *e)
+{
+    enum { K_MAX = 64 };
+    likely best[K_MAX];
+    int32_t n = t->n_prompt + at, v = op_model_get_config(s->subject.model)->vocab;
+    int32_t *ids = op_alloc_array((size_t)n, sizeof *ids);
+    if (!ids)
+        return no_memory(e);
+    memcpy(ids, t->prompt, (size_t)t->n_prompt * sizeof *ids);
+    memcpy(ids + t->n_prompt, t->response, (size_t)at * sizeof *ids);
+    const op_seq seq = {.length = n, .parent = -1, .adapter = s->subject.adapter};
+    const op_batch batch = {.n_tokens = n, .n_seqs = 1, .ids = ids, .seqs = &seq};
+    const op_how how = {0};
+    const int32_t row = n - 1;
+    op_status status = op_model_forward(s->subject.model, pass, &batch, &how, e);
+    if (!status)
+        status = op_model_logits(s->subject.model, pass, &row, 1, logits, e);
+    if (!status)
+        find_likeliest(logits, v, k, best);
+    double all = status ? 0 : log_sum_exp(logits, v);
+    for (int32_t i = 0; !status && i < k; i++)
+        status = op_trial_add_alternative(t, at, &best[i].id, 1, (double)best[i].logit - all, false, "model", e);
+    op_free(ids);
+    return status;
+}
+
+op_status op_session_alternatives(op_session *s, op_trial *const *trials, size_t n, const int32_t *at, int32_t k, op_error *e)
+{
+    if (k < 1 || k > 64)
+        return op_error_set(e, OP_ERR_ARG, "%d alternatives, expected 1 to 64", k);
+    op_pass *pass = NULL;
+    double start = op_seconds();
+    float *logits = op_alloc_array((size_t)op_model_get_config(s->subject.model)->vocab, sizeof *logits);
+    op_status status = logits ? op_pass_new(&pass, s->subject.model, e) : no_memory(e);
+    for (size_t i = 0; !status && i < n; i++) {
+        if (at[i] < 0 || at[i] >= trials[i]->n_response)
+            status = op_error_set(e, OP_ERR_ARG, "trial %lld has no token %d, it has %d", (long long)trials[i]->id, at[i], trials[i]->n_response);
+        else
+            status = likeliest_at(s, pass, trials[i], at[i], k, logits, e);
+    }
+    op_pass_free(pass);
+    op_free(logits);
+    s->model_seconds += op_seconds() - start;
+    return status;
+}
+
+/* ---- feedback ---- */
+
+static bool is_success(const op_session *s, const op_trial *t)
+{
+    return t->has_reward ? t->reward > s->stage->success_above : op_trial_first_error(t) < 0;
+}
+
+/* Takes back what the teacher said, or only the reward. */
+static void withhold(op_trial *t, int32_t n_marks, int32_t n_alternatives, bool reward_only)
+{
+    t->has_reward = false;
+    t->reward = 0;
+    for (; !reward_only && t->n_marks > n_marks; t->n_marks--) {
+        op_free(t->marks[t->n_marks - 1].by);
+        op_free(t->marks[t->n_marks - 1].note);
+    }
+    for (; !reward_only && t->n_alternatives > n_alternatives; t->n_alternatives--) {
+        op_free(t->alternatives[t->n_alternatives - 1].ids);
+        op_free(t->alternatives[t->n_alternatives - 1].by);
+    }
+}
+
+static op_status follow(op_session *s, op_entry *x, int32_t n_marks, int32_t n_alternatives, op_error *e)
+{
+    double size = 1;
+    op_trial *t = x->trial;
+    x->taught = true;
+    x->success = is_success(s, t);
+    x->probe = op_reinforce_is_probe(s->schedule);
+    op_consequence next = op_reinforce_next(s->schedule, x->success, &size);
+    s->successes[s->n_successes++ % OP_SESSION_WINDOW] = x->success;
+    json_object_set_new(t->tags, "success", json_boolean(x->success));
+    if (next != OP_FEEDBACK)
+        withhold(t, n_marks, n_alternatives, s->stage->thin == 1 && next != OP_PROBE);
+    if (next == OP_FEEDBACK && size != 1) {
+        t->reward *= size;
+        if (json_object_set_new(t->tags, "jackpot", json_real(size)))
+            return no_memory(e);
+    }
+    if (x->probe && json_object_set_new(t->tags, "probe", json_true()))
+        return no_memory(e);
+    return OP_OK;
+}
+
+op_status op_session_ask(op_session *s, op_trial *const *trials, size_t n, op_error *e)
+{
+    return s->teacher ? s->teacher->teach(s->teacher, trials, n, e) : op_error_set(e, OP_ERR_ARG, "stage \"%s\" has no teacher", s->stage->name);
+}
+
+op_status op_session_teach(op_session *s, op_trial *const *trials, size_t n, bool *success, op_error *e)
+{
+    int32_t *marks = op_alloc_array(2 * n + 1, sizeof *marks);
+    if (!marks)
+        return no_memory(e);
+    for (size_t i = 0; i < n; i++) {
+        marks[2 * i] = trials[i]->n_marks;
+        marks[2 * i + 1] = trials[i]->n_alternatives;
+    }
+    op_status status = op_session_ask(s, trials, n, e);
+    int32_t vocab = op_model_get_config(s->subject.model)->vocab;
+    for (size_t i = 0; !status && i < n; i++) {
+        op_entry *x = &s->entries[index_of_trial(s, trials[i])];
+        status = op_trial_check(trials[i], vocab, e);
+        if (!status)
+            status = follow(s, x, marks[2 * i], marks[2 * i + 1], e);
+        if (!status && success)
+            success[i] = x->success;
+    }
+    op_free(marks);
+    if (!status && s->teacher->learn)
+        status = s->teacher->learn(s->teacher, trials, n, e);
+    return status;
+}
+
+/* ---- the rest ---- */
+
+op_lesson *op_session_lesson(op_session *s)
+{
+    return s->lesson;
+}
+
+const op_chat *op_session_chat(const op_session *s)
+{
+    return &s->subject.chat;
+}
+
+uint64_t op_session_random(op_session *s, uint64_t purpose)
+{
+    return op_rng_u64(s->seed, (uint64_t)OP_STREAM_SHUFFLE | purpose << 32, (uint64_t)s->round << 24 | s->draws++);
+}
+
+double op_session_success(const op_session *s, int64_t over)
+{
+    int64_t n = s->n_successes < over ? s->n_successes : over, sum = 0;
+    if (n > OP_SESSION_WINDOW)
+        n = OP_SESSION_WINDOW;
+    for (int64_t i = 0; i < n; i++)
+        sum += s->successes[(s->n_successes - 1 - i) % OP_SESSION_WINDOW];
+    return n ? (double)sum / (double)n : NAN;
+}

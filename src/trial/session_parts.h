@@ -1,0 +1,89 @@
+/* trial/session_parts.h: the state behind operant/session.h. protocol.c reads a protocol file, session.c is what methods call, session_run.c is
+ * the loop with checkpoints, cues.c the cues of a data file. */
+#ifndef OP_TRIAL_SESSION_PARTS_H
+#define OP_TRIAL_SESSION_PARTS_H
+
+#include <operant/session.h>
+#include <operant/trainee.h>
+
+/* ---- protocol.c ---- */
+
+typedef struct op_protocol_options {
+    op_trainee_options trainee;
+    char *store, *reference;
+    int64_t save_rounds;
+    bool keep_probes;
+} op_protocol_options;
+
+/* One stage with what it is opened from. Everything owned but `plan`'s pointers into the protocol's JSON. */
+typedef struct op_stage_plan {
+    op_stage stage;
+    const json_t *teacher, *schedule, *cues; /* borrowed; NULL: none */
+} op_stage_plan;
+
+typedef struct op_protocol {
+    op_protocol_options o;
+    json_t *root;       /* the file, overrides applied */
+    op_stage_plan *stages;
+    size_t n;
+    char hash[65];      /* of the resolved file */
+} op_protocol;
+
+op_status op_protocol_read(op_protocol *out, const char *path, const op_session_kit *kit, const char *const *overrides, size_t n_overrides, op_error *e);
+void op_protocol_release(op_protocol *p);
+
+/* ---- cues.c ---- */
+
+op_status op_cues_from_data(op_cue_source **out, const json_t *settings, const op_classroom *room, op_error *e);
+
+/* ---- session.c ---- */
+
+/* A trial of the round, and what the session knows of it. */
+typedef struct op_entry {
+    op_trial *trial;   /* owned */
+    size_t cue;        /* index into the round's cues */
+    size_t parent;     /* entry that it redoes, or SIZE_MAX */
+    bool probe, taught, success;
+} op_entry;
+
+enum { OP_SESSION_WINDOW = 4096 }; /* successes remembered at most */
+
+struct op_session {
+    const op_protocol *protocol;
+    const op_session_callbacks *callbacks; /* never NULL */
+    op_subject subject, reference;         /* reference.model NULL: none */
+    op_learner *learner;
+    op_store *store;
+    op_classroom room;
+    uint64_t seed;
+    /* the stage */
+    size_t stage_at;
+    const op_stage *stage;
+    op_teacher *teacher;       /* NULL: none */
+    op_reinforce *schedule;
+    op_cue_source *source;
+    op_lesson *lesson;
+    /* the round */
+    int64_t round, stage_round; /* of the run, of the stage */
+    op_cue **cues;
+    size_t n_cues, cap_cues;
+    op_entry *entries;
+    size_t n_entries, cap_entries;
+    void **owned;              /* arrays handed to the method, freed at the end of the round */
+    size_t n_owned, cap_owned;
+    uint64_t draws, samples;   /* random numbers and sampling requests so far in this round */
+    char policy[65];
+    double model_seconds;
+    /* the run */
+    int64_t trials, tokens, stage_trials, stage_tokens;
+    uint64_t cues_drawn;       /* of the stage's source */
+    uint8_t successes[OP_SESSION_WINDOW]; /* a ring */
+    int64_t n_successes;       /* ever told */
+};
+
+/* The share of successes among the last `over` (at most OP_SESSION_WINDOW); NAN before the first. */
+double op_session_success(const op_session *s, int64_t over);
+/* Forgets the round's trials and cues. */
+void op_session_clear_round(op_session *s);
+
+#endif
