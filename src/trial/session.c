@@ -69,22 +69,33 @@ static uint64_t cue_index(const op_session *s, uint32_t *order)
     return order[k % n];
 }
 
+op_status op_session_add_cue(op_session *s, op_cue *cue, const op_cue **out, op_error *e)
+{
+    op_cue *c = op_alloc(sizeof *c);
+    op_status status = c ? grow(&s->cues, s->n_cues, &s->cap_cues, sizeof *s->cues, e) : no_memory(e);
+    if (status) {
+        op_free(c);
+        op_cue_release(cue);
+        return status;
+    }
+    *c = *cue;
+    *cue = (op_cue){0};
+    *out = s->cues[s->n_cues++] = c;
+    return OP_OK;
+}
+
 op_status op_session_cues(op_session *s, op_cue *const **cues, size_t *n, op_error *e)
 {
     size_t first = s->n_cues, count = (size_t)s->stage->prompts;
     uint32_t *order = op_alloc_array(s->source->n ? s->source->n : 1, sizeof *order);
     op_status status = order ? OP_OK : no_memory(e);
     for (size_t i = 0; !status && i < count; i++) {
-        op_cue *c = op_alloc_zero(1, sizeof *c);
-        status = c ? grow(&s->cues, s->n_cues, &s->cap_cues, sizeof *s->cues, e) : no_memory(e);
+        op_cue drawn;
+        const op_cue *kept;
+        status = s->source->draw(s->source, cue_index(s, order), &drawn, e);
         if (!status)
-            status = s->source->draw(s->source, cue_index(s, order), c, e);
-        if (status) {
-            op_free(c);
-            break;
-        }
-        s->cues[s->n_cues++] = c;
-        s->cues_drawn++;
+            status = op_session_add_cue(s, &drawn, &kept, e);
+        s->cues_drawn += !status;
     }
     op_free(order);
     op_cue **list = status ? NULL : hand_out(s, count, sizeof *list, e);
@@ -464,6 +475,16 @@ op_lesson *op_session_lesson(op_session *s)
 const op_chat *op_session_chat(const op_session *s)
 {
     return &s->subject.chat;
+}
+
+const op_subject *op_session_subject(const op_session *s)
+{
+    return &s->subject;
+}
+
+json_t *op_session_memory(op_session *s)
+{
+    return s->memory;
 }
 
 uint64_t op_session_random(op_session *s, uint64_t purpose)

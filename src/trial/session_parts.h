@@ -75,6 +75,7 @@ struct op_session {
     char policy[65];
     double model_seconds;
     /* the run */
+    json_t *memory;            /* the method's, never NULL in a stage */
     int64_t trials, tokens, stage_trials, stage_tokens;
     uint64_t cues_drawn;       /* of the stage's source */
     uint8_t successes[OP_SESSION_WINDOW]; /* a ring */

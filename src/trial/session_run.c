@@ -56,6 +56,8 @@ static void close_stage(op_session *s)
     op_lesson_free(s->lesson);
     if (s->source)
         s->source->free(s->source);
+    json_decref(s->memory);
+    s->memory = NULL;
     s->teacher = NULL;
     s->schedule = NULL;
     s->lesson = NULL;
@@ -69,7 +71,8 @@ static op_status open_stage(run *r, op_error *e)
     const op_stage_plan *plan = &r->protocol.stages[s->stage_at];
     op_reinforce_options schedule;
     s->stage = &plan->stage;
-    op_status status = open_source(r, plan->cues, e);
+    s->memory = json_object();
+    op_status status = s->memory ? open_source(r, plan->cues, e) : no_memory(e);
     if (!status && plan->teacher)
         status = op_teacher_open(&s->teacher, plan->teacher, &s->room, r->kit->teachers, e);
     json_t *every = plan->schedule ? NULL : json_pack("{ss}", "type", "continuous");
@@ -109,11 +112,11 @@ static op_status save_extra(run *r, json_t **out, op_error *e)
     op_status status = op_reinforce_save(s->schedule, &schedule, e);
     if (!status && s->teacher && s->teacher->save)
         status = s->teacher->save(s->teacher, &teacher, e);
-    *out = status ? NULL : json_pack("{sI sI sI sI sI sI sI so so so* sf sI sO}", "stage", (json_int_t)s->stage_at, "stage_round", (json_int_t)s->stage_round,
+    *out = status ? NULL : json_pack("{sI sI sI sI sI sI sI so so so* sf sI sO sO}", "stage", (json_int_t)s->stage_at, "stage_round", (json_int_t)s->stage_round,
                                      "stage_trials", (json_int_t)s->stage_trials, "stage_tokens", (json_int_t)s->stage_tokens, "trials", (json_int_t)s->trials,
                                      "cues", (json_int_t)s->cues_drawn, "told", (json_int_t)s->n_successes, "successes", successes_json(s), "schedule",
                                      schedule, "teacher", teacher, "baseline", baseline.mean, "baseline_count", (json_int_t)baseline.count, "figures",
-                                     r->figures);
+                                     r->figures, "memory", s->memory);
     return status || *out ? status : no_memory(e);
 }
 
@@ -157,8 +160,10 @@ static op_status load_extra(run *r, json_t *x, op_error *e)
     for (size_t i = 0; i < n; i++)
         s->successes[(s->n_successes - (int64_t)n + (int64_t)i) % OP_SESSION_WINDOW] = told[i] == '1';
     json_decref(r->figures);
+    json_decref(s->memory);
     r->figures = json_deep_copy(json_object_get(x, "figures"));
-    return r->figures ? OP_OK : no_memory(e);
+    s->memory = json_deep_copy(json_object_get(x, "memory"));
+    return r->figures && s->memory ? OP_OK : no_memory(e);
 }
 
 static op_status save(run *r, op_error *e)
