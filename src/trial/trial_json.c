@@ -388,10 +388,10 @@ static op_status read_logprobs(const reader *r)
     op_status s = op_json_get_array(r->line, "logprobs", false, &list, r->where, r->e);
     if (s || !list)
         return s;
-    if (json_array_size(list) != (size_t)r->t->n_response)
-        return op_error_set(r->e, OP_ERR_FORMAT, "%s: %zu log-probabilities for %d response tokens", r->where, json_array_size(list), r->t->n_response);
     if (!json_object_get(r->line, "tokens"))
         return op_error_set(r->e, OP_ERR_FORMAT, "%s: 'logprobs' without 'tokens': only what was sampled has them", r->where);
+    if (json_array_size(list) != (size_t)r->t->n_response)
+        return op_error_set(r->e, OP_ERR_FORMAT, "%s: %zu log-probabilities for %d response tokens", r->where, json_array_size(list), r->t->n_response);
     r->t->logprobs = op_alloc_array(json_array_size(list), sizeof *r->t->logprobs);
     if (!r->t->logprobs)
         return no_memory(r);
