@@ -189,6 +189,8 @@ typedef struct op_tap {
 } op_tap;
 /* Replaces the taps; the array is copied. Called in the order given within a layer. In generation, batches hold one new token a row. */
 op_status op_model_set_taps(op_model *m, const op_tap *taps, size_t n);
+/* The taps that are set, borrowed until the next call of op_model_set_taps: who needs the model for a moment puts them back. */
+const op_tap *op_model_taps(const op_model *m, size_t *n);
 
 /* Sees every chunk of logits [n, V] that op_model_logprobs computes; tokens[i] is the batch index of the token predicted by row i. In a
  * pass with a backward dlogits [n, V] (zeroed) may receive d loss / d logits to be added; otherwise it is NULL. */

@@ -565,6 +565,12 @@ op_status op_model_set_taps(op_model *m, const op_tap *taps, size_t n)
     return OP_OK;
 }
 
+const op_tap *op_model_taps(const op_model *m, size_t *n)
+{
+    *n = m->n_taps;
+    return m->taps;
+}
+
 void op_model_set_logits_hook(op_model *m, op_logits_fn fn, void *ctx)
 {
     m->hook = fn;
