@@ -1,7 +1,10 @@
 /* operant/tokenizer.h: text to token ids and back.
  *
  * Byte-level BPE (GPT-2, SmolLM, Qwen2/3, Llama-3) and SentencePiece-style BPE with byte fallback (Llama-2, Mistral), from
- * a tokenizer.json or from GGUF metadata. The ids are those of the reference library `tokenizers`. A tokenizer is
+ * a tokenizer.json or from GGUF metadata. The ids are those of the reference library `tokenizers`. The families' expressions that cut
+ * text into words are scanned by our own code with the reference's Unicode tables; any other expression runs in PCRE2, whose classes are
+ * those of the Unicode version it was built with (Debian 12: 14.0), so that characters newer than that may be cut otherwise; one
+ * that PCRE2 would read differently is an error when the tokenizer is opened. A tokenizer is
  * immutable after opening and may be used from many threads. Text is UTF-8; invalid bytes are an error. */
 #ifndef OPERANT_TOKENIZER_H
 #define OPERANT_TOKENIZER_H

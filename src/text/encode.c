@@ -11,13 +11,50 @@ typedef struct encoding {
     op_plain plain;
     op_tokens *out;
     op_normal normal, prefixed, scratch;
+    op_regex_room room;
+    op_error *e;
 } encoding;
+
+static op_status cut(encoding *x, int k, const char *s, size_t at, size_t n, uint32_t base);
+
+/* Cuts s[at..n) at the matches of an expression, as the reference goes from one to the next: an empty one cuts as well, unless it
+ * stands where the last one ended. */
+static op_status cut_at_matches(encoding *x, int k, const char *s, size_t at, size_t n, uint32_t base)
+{
+    op_split kind = x->t->split[k];
+    size_t from = at, first = at, last = n + 1;
+    while (first <= n) {
+        bool found;
+        size_t begin, end;
+        op_status status = op_regex_find(x->t->regex[k], &x->room, s + at, n - at, first - at, &found, &begin, &end, x->e);
+        if (status)
+            return status;
+        if (!found)
+            break;
+        begin += at;
+        end += at;
+        if (begin == end && end == last) {
+            first = end + (end < n ? op_utf8_length((unsigned char)s[end]) : 1);
+            continue;
+        }
+        if (begin > from && kind != OP_SPLIT_REGEX_MATCHES)
+            status = cut(x, k + 1, s, from, begin, base);
+        if (!status && end > begin && kind != OP_SPLIT_REGEX_GAPS)
+            status = cut(x, k + 1, s, begin, end, base);
+        if (status)
+            return status;
+        first = last = from = end;
+    }
+    return from < n && kind != OP_SPLIT_REGEX_MATCHES ? cut(x, k + 1, s, from, n, base) : OP_OK;
+}
 
 /* Cuts s[at..n) with pre-tokenizer number `k` and the ones after it. Offsets are counted from `base`. */
 static op_status cut(encoding *x, int k, const char *s, size_t at, size_t n, uint32_t base)
 {
     if (k == x->t->n_split)
         return op_bpe_word(&x->t->bpe, s + at, n - at, base + (uint32_t)at, x->out);
+    if (x->t->split[k] >= OP_SPLIT_REGEX)
+        return cut_at_matches(x, k, s, at, n, base);
     op_status status = OP_OK;
     while (!status && at < n) {
         size_t end = op_split_next(x->t->split[k], s, at, n);
@@ -196,7 +233,7 @@ op_status op_tokenizer_encode_plain(const op_tokenizer *t, const char *text, siz
     if (valid < n)
         return op_error_set(e, OP_ERR_FORMAT, "text to encode: byte %zu (0x%02x) is not valid UTF-8", valid,
                             (unsigned char)text[valid]);
-    encoding x = {.t = t, .flags = flags, .plain = plain, .out = out};
+    encoding x = {.t = t, .flags = flags, .plain = plain, .out = out, .e = e};
     size_t at = 0, kept = 0, first = out->n;
     op_place place = flags & OP_ENCODE_CONTINUE    ? OP_PLACE_CONTINUES
                      : flags & OP_ENCODE_AFTER_TOKEN ? OP_PLACE_AFTER_TOKEN
@@ -221,9 +258,10 @@ op_status op_tokenizer_encode_plain(const op_tokenizer *t, const char *text, siz
     op_normal_release(&x.normal);
     op_normal_release(&x.prefixed);
     op_normal_release(&x.scratch);
+    op_regex_room_release(&x.room);
     if (s) {
         out->n = first;
-        return op_error_set(e, s, "out of memory while encoding a text of %zu bytes", n);
+        return s != OP_ERR_NOMEM ? s : op_error_set(e, s, "out of memory while encoding a text of %zu bytes", n);
     }
     return OP_OK;
 }

@@ -16,15 +16,14 @@ static const char *const expressions[] = {
         "|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+",
 };
 
-op_status op_split_from_regex(op_split *out, const char *regex, const char *name, op_error *e)
+bool op_split_from_regex(op_split *out, const char *regex)
 {
     for (op_split k = OP_SPLIT_GPT2; k <= OP_SPLIT_TEKKEN; k++)
         if (strcmp(regex, expressions[k]) == 0) {
             *out = k;
-            return OP_OK;
+            return true;
         }
-    return op_error_set(e, OP_ERR_UNSUPPORTED, "%s: the pre-tokenizer's expression '%s' is none of GPT-2, Llama-3, Qwen2 "
-                        "and Tekken", name, regex);
+    return false;
 }
 
 const char *op_split_regex(op_split kind)
@@ -207,6 +206,7 @@ size_t op_split_next(op_split kind, const char *s, size_t at, size_t n)
         return class_at(s, at) & OP_DIGIT ? run_of(s, at, n, OP_DIGIT) : run_without(s, at, n, OP_DIGIT);
     case OP_SPLIT_META: return next_meta(s, at, n, false);
     case OP_SPLIT_META_RUN: return next_meta(s, at, n, true);
+    default: break;
     }
     return n;
 }

@@ -18,13 +18,16 @@ typedef enum op_split {
     OP_SPLIT_DIGIT_RUNS,
     OP_SPLIT_META,     /* before every U+2581 */
     OP_SPLIT_META_RUN, /* before every run of U+2581 */
+    OP_SPLIT_REGEX,         /* any other expression (regex.h): its matches and what lies between them, */
+    OP_SPLIT_REGEX_MATCHES, /* the matches alone, */
+    OP_SPLIT_REGEX_GAPS,    /* or what lies between them alone */
 } op_split;
 
-/* The kind of an expression as tokenizer.json writes it; OP_ERR_UNSUPPORTED names an unknown one. */
-op_status op_split_from_regex(op_split *out, const char *regex, const char *name, op_error *e);
+/* The kind of an expression as tokenizer.json writes it; false: none that is known here. */
+bool op_split_from_regex(op_split *out, const char *regex);
 const char *op_split_regex(op_split kind); /* NULL: has none */
 
-/* End of the piece that starts at `at` (< n) of s[n], valid UTF-8. */
+/* Not for the three of regex.h: end of the piece that starts at `at` (< n) of s[n], valid UTF-8. */
 size_t op_split_next(op_split kind, const char *s, size_t at, size_t n);
 
 #endif

@@ -27,6 +27,8 @@ void op_tokenizer_free(op_tokenizer *t)
     op_free(t->special);
     op_free(t->chat_template);
     op_free(t->json);
+    for (int i = 0; i < OP_STEPS_MAX; i++)
+        op_regex_free(t->regex[i]);
     json_decref(t->config);
     op_free(t);
 }

@@ -9,6 +9,7 @@
 
 #include "text/bpe.h"
 #include "text/normalize.h"
+#include "text/regex.h"
 #include "text/split.h"
 
 /* A token that is found in the text before anything else happens. */
@@ -54,6 +55,7 @@ struct op_tokenizer {
     op_normal_step prefix[OP_STEPS_MAX]; /* ... and what the pre-tokenizer does to the text */
     int n_prefix;
     op_split split[OP_STEPS_MAX];
+    op_regex *regex[OP_STEPS_MAX]; /* owned, of the steps that are OP_SPLIT_REGEX... */
     int n_split;
 
     int32_t before[OP_AFFIX_MAX], after[OP_AFFIX_MAX]; /* what OP_ENCODE_AFFIX adds */

@@ -140,16 +140,22 @@ static op_status read_pre_tokenizer(reader *r, const json_t *x)
     }
     if (strcmp(type, "Split") == 0) {
         bool invert = false;
-        const char *regex = json_string_value(json_object_get(json_object_get(x, "pattern"), "Regex"));
+        const json_t *pattern = json_object_get(x, "pattern");
+        const char *regex = json_string_value(json_object_get(pattern, "Regex")), *text = json_string_value(json_object_get(pattern, "String"));
         s = get_string(r, x, "behavior", &behavior);
         s = s ? s : op_json_get_bool(x, "invert", false, &invert, r->name, r->e);
         if (s)
             return s;
-        /* The expressions match everywhere, so keeping only the matches is the same as cutting at them. */
-        if (!regex || (strcmp(behavior, "Isolated") != 0 && !(strcmp(behavior, "Removed") == 0 && invert)))
-            return unsupported(r, "pre_tokenizer", regex ? "Split with another behavior than Isolated" : "Split at a string");
-        s = op_split_from_regex(&kind, regex, r->name, r->e);
-        return s ? s : new_split(r, kind);
+        bool removed = strcmp(behavior, "Removed") == 0;
+        if (!regex && !text)
+            return unsupported(r, "pre_tokenizer", "Split without a pattern");
+        if (!removed && strcmp(behavior, "Isolated") != 0)
+            return unsupported(r, "pre_tokenizer", "Split with another behavior than Isolated and Removed");
+        /* The known expressions match everywhere, so keeping only the matches is the same as cutting at them. */
+        if (regex && (!removed || invert) && op_split_from_regex(&kind, regex))
+            return new_split(r, kind);
+        s = new_split(r, !removed ? OP_SPLIT_REGEX : invert ? OP_SPLIT_REGEX_MATCHES : OP_SPLIT_REGEX_GAPS);
+        return s ? s : op_regex_new(&t->regex[t->n_split - 1], regex ? regex : text, !regex, r->name, r->e);
     }
     if (strcmp(type, "Metaspace") == 0)
         return read_metaspace(r, x);

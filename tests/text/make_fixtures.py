@@ -134,6 +134,21 @@ with open(out / "encodings.jsonl", "w", encoding="utf-8") as f:
                 line["affixed"] = affixed
             f.write(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n")
 
+# Pre-tokenizers that no family has, which run in PCRE2.
+CUTS = [r"\w+|[^\w\s]+", r"\p{L}+|\p{N}|\s+", r"[aeiou]+", r"(?=[A-Z])", r"(?<=\p{Ll})(?=\p{Lu})|x*", r"^\s*|[,.]$", r"(?i:the|why)|\d{2,3}|.",
+        r"[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+", r"\p{Han}+|\p{Hiragana}|\p{Lu}\p{M}*|\W",
+        r"\h+|[\h_-]{3}", r"[\w.-]+@|\S+?(?=s)", r"a|e|"]
+STEPS = [[{"Regex": c}, "Isolated", False] for c in CUTS]
+STEPS += [[{"Regex": "[aeiou]+"}, "Removed", True], [{"Regex": r"\s+"}, "Removed", False], [{"String": "why"}, "Isolated", False], [{"String": "."}, "Removed", False]]
+with open(out / "cuts.jsonl", "w", encoding="utf-8") as f:
+    j = json.loads(plain.to_str())
+    for pattern, behavior, invert in STEPS:
+        step = {"type": "Split", "pattern": pattern, "behavior": behavior, "invert": invert}
+        j["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [step, {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}]}
+        t = Tokenizer.from_str(json.dumps(j))
+        for s in TEXT[1:3] + TEXT[4:5] + TEXT[6:7] + [TEXT[8], "", " x\n y,\nwhy.", "cafe\u0301_9"]:
+            f.write(json.dumps({"step": step, "text": s, "ids": t.encode(s).ids}, ensure_ascii=False, separators=(",", ":")) + "\n")
+
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 for name in ("V", "SNIPPETS", "LAYOUT"):

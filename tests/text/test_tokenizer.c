@@ -76,6 +76,125 @@ static void the_ids_of_every_kind_are_those_of_the_reference(void **state)
     assert_true(walk(check_ids, open_kind) > 300);
 }
 
+/* A copy of gpt2.json with another pre-tokenizer, whose "Split" is `step`. */
+static op_status open_with_step(op_tokenizer **t, const json_t *step, op_error *e)
+{
+    op_buf file;
+    op_buf_init(&file, 1 << 20);
+    check(op_file_read(fixture("gpt2.json"), &file, e), e);
+    json_t *j = parse_json(file.data);
+    json_object_set_new(j, "pre_tokenizer", json_pack("{ss s[O {ss sb sb}]}", "type", "Sequence", "pretokenizers", step, "type", "ByteLevel",
+                                                      "add_prefix_space", 0, "use_regex", 0));
+    char *text = json_dumps(j, 0);
+    op_status s = op_tokenizer_from_json(t, text, strlen(text), "t.json", e);
+    op_free(text);
+    json_decref(j);
+    op_buf_release(&file);
+    return s;
+}
+
+typedef struct cut_walk {
+    json_t *step;
+    op_tokenizer *t;
+    int n;
+} cut_walk;
+
+static op_status check_cut(void *ctx, json_t *line, int number, op_error *e)
+{
+    cut_walk *w = ctx;
+    json_t *step = json_object_get(line, "step"), *text = json_object_get(line, "text");
+    (void)number;
+    if (!w->step || !json_equal(w->step, step)) {
+        op_tokenizer_free(w->t);
+        json_decref(w->step);
+        w->step = json_incref(step);
+        check(open_with_step(&w->t, step, e), e);
+    }
+    op_tokens got = {0};
+    encode(w->t, json_string_value(text), json_string_length(text), OP_ENCODE_PLAIN, &got);
+    assert_ids(&got, json_object_get(line, "ids"), json_string_value(json_object_get(json_object_get(step, "pattern"), "Regex")), json_string_value(text));
+    op_tokens_release(&got);
+    w->n++;
+    return OP_OK;
+}
+
+static void an_expression_of_no_known_family_cuts_as_the_reference_does(void **state)
+{
+    (void)state;
+    op_error e = {0};
+    cut_walk w = {0};
+    check(op_json_lines(fixture("cuts.jsonl"), check_cut, &w, &e), &e);
+    assert_int_equal(w.n, 128);
+    op_tokenizer_free(w.t);
+    json_decref(w.step);
+}
+
+static json_t *step_of(const char *regex)
+{
+    return json_pack("{ss s{ss} ss}", "type", "Split", "pattern", "Regex", regex, "behavior", "Isolated");
+}
+
+static void an_expression_that_pcre2_reads_otherwise_is_refused(void **state)
+{
+    (void)state;
+    static const char *const bad[][2] = {{"[^(\\s|[.,])]+", "a class within a class"}, {"[a-z&&[^e]]", "&& in a class"}, {"\\bx", "an escape"}, {"[\\W]", "an escape"},
+                                         {"(?m:a.b)", "(?m)"}, {"\\p{N}{1,3}+", "{n}+"}, {"a{,3}", "{,n}"}, {"(a", "missing closing parenthesis"},
+                                         {"\\p{Nonsense}", "unknown property"}, {"a\\", "a backslash at the end"}};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        op_error e = {0};
+        op_tokenizer *t;
+        json_t *step = step_of(bad[i][0]);
+        assert_int_equal(open_with_step(&t, step, &e), OP_ERR_UNSUPPORTED);
+        assert_null(t);
+        assert_message_has(&e, "t.json: the pre-tokenizer's expression '");
+        assert_message_has(&e, bad[i][1]);
+        json_decref(step);
+    }
+}
+
+static void an_expression_that_takes_forever_is_an_error(void **state)
+{
+    (void)state;
+    op_error e = {0};
+    op_tokenizer *t;
+    json_t *step = step_of("(?:a+)+(?:a+)+[bc]");
+    check(open_with_step(&t, step, &e), &e);
+    op_tokens got = {0};
+    char text[4000];
+    memset(text, 'a', sizeof text);
+    assert_int_equal(op_tokenizer_encode(t, text, sizeof text, OP_ENCODE_PLAIN, &got, &e), OP_ERR_FORMAT);
+    assert_message_has(&e, "text to encode: the pre-tokenizer's expression on 'aaaa");
+    assert_int_equal(got.n, 0);
+    encode(t, "aab", 3, OP_ENCODE_PLAIN, &got);
+    op_tokens_release(&got);
+    op_tokenizer_free(t);
+    json_decref(step);
+}
+
+static op_status open_and_cut(void *ctx, op_error *e)
+{
+    op_tokenizer *t = NULL;
+    op_tokens got = {0};
+    op_buf *file = ctx;
+    op_status s = op_tokenizer_from_json(&t, file->data, file->len, "t.json", e);
+    s = s ? s : op_tokenizer_encode(t, "why not", 7, OP_ENCODE_PLAIN, &got, e);
+    op_tokens_release(&got);
+    op_tokenizer_free(t);
+    return s;
+}
+
+static void allocations_for_expressions_may_fail(void **state)
+{
+    (void)state;
+    static const char json[] = "{\"added_tokens\":[],\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"w|\\\\w\"},\"behavior\":\"Isolated\"},"
+                               "\"model\":{\"type\":\"BPE\",\"vocab\":{\"w\":0,\"h\":1,\"y\":2},\"merges\":[]}}";
+    op_buf file;
+    op_buf_init(&file, 1 << 12);
+    assert_int_equal(op_buf_puts(&file, json), OP_OK);
+    fail_every_allocation(open_and_cut, &file);
+    op_buf_release(&file);
+}
+
 static void check_decoding(line_walk *w, const json_t *line, const char *s, size_t n)
 {
     const json_t *want = json_object_get(line, "decoded");
@@ -316,8 +435,8 @@ static void what_would_change_the_ids_unnoticed_is_an_error(void **state)
     (void)state;
     refused("{\"normalizer\":{\"type\":\"Lowercase\"}," MODEL "}", OP_ERR_UNSUPPORTED, "'Lowercase'");
     refused("{\"pre_tokenizer\":{\"type\":\"Whitespace\"}," MODEL "}", OP_ERR_UNSUPPORTED, "'Whitespace'");
-    refused("{\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"\\\\w+\"},\"behavior\":\"Isolated\"}," MODEL "}",
-            OP_ERR_UNSUPPORTED, "'\\w+'");
+    refused("{\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"\\\\w+\"},\"behavior\":\"MergedWithNext\"}," MODEL "}",
+            OP_ERR_UNSUPPORTED, "another behavior than Isolated and Removed");
     refused("{\"decoder\":{\"type\":\"CTC\"}," MODEL "}", OP_ERR_UNSUPPORTED, "'CTC'");
     refused("{\"post_processor\":{\"type\":\"BertProcessing\"}," MODEL "}", OP_ERR_UNSUPPORTED, "'BertProcessing'");
     refused("{\"model\":{\"type\":\"WordPiece\",\"vocab\":{}}}", OP_ERR_UNSUPPORTED, "'WordPiece'");
@@ -445,6 +564,10 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_ids_of_every_kind_are_those_of_the_reference),
+        cmocka_unit_test(an_expression_of_no_known_family_cuts_as_the_reference_does),
+        cmocka_unit_test(an_expression_that_pcre2_reads_otherwise_is_refused),
+        cmocka_unit_test(an_expression_that_takes_forever_is_an_error),
+        cmocka_unit_test(allocations_for_expressions_may_fail),
         cmocka_unit_test(decoding_at_once_and_as_a_stream_gives_the_references_text),
         cmocka_unit_test(every_byte_belongs_to_one_token_that_holds_it),
         cmocka_unit_test(offsets_of_normalised_text_point_into_the_source),
