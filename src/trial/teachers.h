@@ -1,0 +1,14 @@
+/* trial/teachers.h: how each type of teacher is opened (its file says what its settings are). */
+#ifndef OP_TRIAL_TEACHERS_H
+#define OP_TRIAL_TEACHERS_H
+
+#include <operant/teacher.h>
+
+op_status op_teacher_rules_open(op_teacher **out, const json_t *settings, const op_classroom *room, op_error *e);
+op_status op_teacher_reference_open(op_teacher **out, const json_t *settings, const op_classroom *room, op_error *e);
+op_status op_teacher_judge_open(op_teacher **out, const json_t *settings, const op_classroom *room, op_error *e);
+op_status op_teacher_marker_open(op_teacher **out, const json_t *settings, const op_classroom *room, op_error *e);
+op_status op_teacher_program_open(op_teacher **out, const json_t *settings, const op_classroom *room, op_error *e);
+op_status op_teacher_several_open(op_teacher **out, const json_t *settings, const op_classroom *room, op_error *e);
+
+#endif
