@@ -1,38 +1,11 @@
-/* What the tests of text share: fixtures, a directory of their own, failing allocations. */
+/* What the tests of text share besides: fixtures, tokenizers, templates, JSON. */
 #ifndef OP_TESTS_TEXT_TOOLS_H
 #define OP_TESTS_TEXT_TOOLS_H
 
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
-
-#include <cmocka.h>
-
 #include <operant/dataset.h>
 
-#include "base/mem.h"
-#include "io/file.h"
+#include "../common.h"
 #include "io/json.h"
-
-static char test_dir[64];
-
-static inline int make_test_dir(void **state)
-{
-    (void)state;
-    strcpy(test_dir, "/tmp/operant-test-XXXXXX");
-    return mkdtemp(test_dir) ? 0 : -1;
-}
-
-static inline int remove_test_dir(void **state)
-{
-    (void)state;
-    return op_path_remove(test_dir, NULL);
-}
 
 /* dir/name; good until the fourth call from now. */
 static inline const char *path_in(const char *dir, const char *name)
@@ -50,25 +23,15 @@ static inline const char *fixture(const char *name)
     return path_in(dir ? dir : "tests/text/fixtures", name);
 }
 
-static inline const char *put_file(const char *name, const char *text)
+static inline const char *put_text(const char *name, const char *text)
 {
-    const char *path = path_in(test_dir, name);
-    FILE *f = fopen(path, "wb");
-    assert_int_equal(fwrite(text, 1, strlen(text), f), strlen(text));
-    fclose(f);
-    return path;
+    return put_file(name, text, strlen(text));
 }
 
 static inline void check(op_status s, const op_error *e)
 {
     if (s)
         fail_msg("%s", e->message);
-}
-
-static inline void assert_message_has(const op_error *e, const char *part)
-{
-    if (!strstr(e->message, part))
-        fail_msg("'%s' does not say '%s'", e->message, part);
 }
 
 static inline op_tokenizer *open_kind(const char *kind)
@@ -95,25 +58,6 @@ static inline json_t *parse_json(const char *text)
     json_t *v;
     check(op_json_parse(&v, text, strlen(text), "test", &e), &e);
     return v;
-}
-
-/* Runs `job` with every allocation failing in turn, from the first on, until it succeeds; job returns its status and
- * must free what it made. */
-static inline void fail_every_allocation(op_status (*job)(void *ctx, op_error *e), void *ctx)
-{
-    for (long n = 0;; n++) {
-        op_error e = {0};
-        op_alloc_fail_from(n);
-        op_status s = job(ctx, &e);
-        op_alloc_fail_from(-1);
-        if (s == OP_OK) {
-            assert_true(n > 3);
-            return;
-        }
-        if (s != OP_ERR_NOMEM)
-            fail_msg("allocation %ld: status %d, %s", n, s, e.message);
-        assert_true(n < 20000);
-    }
 }
 
 #define CHATML                                                                                                                  \
