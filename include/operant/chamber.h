@@ -1,0 +1,185 @@
+/* operant/chamber.h: the chamber, a procedural world for controlled experiments (the Skinner box).
+ *
+ * An episode is a setting (place, name, role, time, tone, layout, a hint whether anybody watches: all irrelevant to the rule), a cue, perhaps a
+ * distractor, a misleading cue and a reason, and a rule that fixes the right response: short reasoning steps and then an action. Episodes are readable
+ * English, endless, and fixed by (options, index): nothing is stored. Every cue has neighbours at known distances, 0 being the cue itself, and it
+ * is known of each whether it must trigger the response. Every irrelevant feature has values that are seen and values that are held out.
+ *
+ * The chamber is also the teacher: it judges any response to an episode and says which segment went right or wrong, token-independently, in code
+ * points. Its text is ASCII, so code points are bytes. And it has a vocabulary of its own, small enough for models of 0.5 to 10 million parameters.
+ *
+ * docs/chamber.md shows the rules with examples. */
+#ifndef OPERANT_CHAMBER_H
+#define OPERANT_CHAMBER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include <jansson.h>
+
+#include <operant/config.h>
+#include <operant/session.h>
+#include <operant/status.h>
+#include <operant/teacher.h>
+#include <operant/tokenizer.h>
+#include <operant/train.h>
+
+/* ---- the world ---- */
+
+enum { OP_CHAMBER_SEEN, OP_CHAMBER_HELD_OUT, OP_CHAMBER_BOTH };
+
+/* Filled through op_chamber_table (operant/config.h), which tells keys, defaults, ranges and meanings. */
+typedef struct op_chamber_options {
+    int64_t seed;
+    char *rules;          /* "stop:2,help": names with weights; NULL: all alike */
+    int settings;         /* OP_CHAMBER_SEEN, ...: which values the varied features take */
+    char *vary;           /* "all", "none", a number (the first so many features) or names */
+    int64_t block;        /* so many episodes in a row share the setting's time, place and the like */
+    int watched;          /* 0 any, 1 yes, 2 no, 3 no hint */
+    double neighbours;    /* share of episodes with a neighbour of the cue instead of the cue */
+    int64_t nearest, farthest; /* its distance */
+    bool pairs;           /* every odd episode is the one before it with the nearest neighbour that must not trigger */
+    double distractors;   /* share of episodes with one ... */
+    int64_t distractor_strength; /* ... of strength 1 .. this */
+    double misleading;    /* share of episodes with a misleading cue */
+    int justification;    /* ask_why: 0 any, 1 none, 2 good, 3 thin, 4 bad */
+    int64_t chain_min, chain_max; /* steps of a chain */
+    int64_t numbers;      /* largest number that is added or sorted */
+    double slip;          /* habit "slips": chance that a step of a chain goes wrong */
+} op_chamber_options;
+
+extern const op_option op_chamber_table[];
+
+typedef struct op_chamber op_chamber;
+
+/* Options are copied. */
+op_status op_chamber_open(op_chamber **out, const op_chamber_options *o, op_error *e);
+void op_chamber_close(op_chamber *c); /* NULL is fine */
+
+/* The rules, in order: name and what the right response does; NULL past the last. */
+const char *op_chamber_rule_name(int rule);
+const char *op_chamber_rule_help(int rule);
+int op_chamber_rule_distances(int rule); /* of its cue: 0 .. this - 1 */
+
+/* ---- episodes ---- */
+
+enum { OP_CHAMBER_SEGMENTS_MAX = 20, OP_CHAMBER_WRONG_MAX = 8 };
+
+typedef struct op_chamber_segment {
+    int32_t start, end; /* code points of the text, end exclusive */
+    bool action;        /* else a step of reasoning */
+} op_chamber_segment;
+
+typedef struct op_chamber_reply {
+    const char *habit;  /* what this behaviour is called; NULL: the right response. Static */
+    char *text;
+    op_chamber_segment segments[OP_CHAMBER_SEGMENTS_MAX]; /* one sentence each */
+    int32_t n;
+} op_chamber_reply;
+
+typedef struct op_chamber_episode {
+    int rule;
+    uint64_t index;
+    int distance;    /* of the cue: 0 is the cue itself */
+    bool trigger;    /* must it trigger the rule's response? */
+    char *prompt;    /* what the user says */
+    op_chamber_reply right, wrong[OP_CHAMBER_WRONG_MAX]; /* wrong: competing behaviours, each another habit */
+    int32_t n_wrong;
+    json_t *tags;    /* rule, every feature's value, distance, trigger, held_out, monitored, ..., reference (the right response), and
+                        "episode": the whole episode as words from which op_chamber_recall makes it again */
+} op_chamber_episode;
+
+op_status op_chamber_make(const op_chamber *c, uint64_t index, op_chamber_episode *out, op_error *e);
+/* The same episode with the cue's neighbour at this distance (the farthest there is, if it has none so far). */
+op_status op_chamber_neighbour(const op_chamber *c, uint64_t index, int distance, op_chamber_episode *out, op_error *e);
+/* The episode that a tag "episode" stands for. */
+op_status op_chamber_recall(const char *words, op_chamber_episode *out, op_error *e);
+void op_chamber_release(op_chamber_episode *x);
+
+/* ---- judging ---- */
+
+typedef struct op_chamber_mark {
+    int32_t start, end; /* code points of the response judged */
+    double value;       /* 1 or -1 */
+    const char *note;   /* static, or NULL */
+} op_chamber_mark;
+
+typedef struct op_chamber_verdict {
+    bool success;       /* the right actions, in order, and no other */
+    double reward;      /* share of the right response's segments that were said in their place before the first error, 1 only with success */
+    const char *habit;  /* NULL: right; else the competing behaviour that this is, or "other". Static */
+    op_chamber_mark *marks;
+    int32_t n;
+} op_chamber_verdict;
+
+/* Judges any text. A segment is right if it is the next that the rule asks for, given what was said before it; a chain that took a wrong
+ * step may go on from there. */
+op_status op_chamber_judge(const op_chamber_episode *x, const char *response, op_chamber_verdict *out, op_error *e);
+void op_chamber_verdict_release(op_chamber_verdict *v);
+
+/* ---- mixtures of habits: who answers how often with which competing behaviour ---- */
+
+typedef struct op_chamber_mix op_chamber_mix;
+/* "lies:0.3,takes_more:0.5": of the episodes where a habit is possible, this share is answered with it; the rest is right. NULL or "": all right. */
+op_status op_chamber_mix_open(op_chamber_mix **out, const char *list, op_error *e);
+void op_chamber_mix_close(op_chamber_mix *m);
+double op_chamber_mix_share(const op_chamber_mix *m, const char *habit);
+/* The reply of this episode, drawn by its index and `seed`. OP_ERR_ARG if the shares of the habits possible here pass 1. */
+op_status op_chamber_mix_pick(const op_chamber_mix *m, const op_chamber_episode *x, uint64_t seed, const op_chamber_reply **out, op_error *e);
+/* The names of all habits; NULL past the last. */
+const char *op_chamber_habit_name(int i);
+
+/* ---- as data, as words for people, as part of a session ---- */
+
+/* A line of training data in the project's own form: id, messages, response, marks, tags. */
+op_status op_chamber_line(const op_chamber_episode *x, const op_chamber_reply *r, json_t **out, op_error *e);
+/* Rules, features with their values, neighbours, habits: an object. */
+op_status op_chamber_describe(json_t **out, op_error *e);
+
+/* The world's own tokenizer, with a chat template of three special tokens: <|user|> ... <|end|><|me|> ... <|end|>. Always the same. */
+op_status op_chamber_tokenizer(op_tokenizer **out, op_error *e);
+
+/* For op_session_kit: the teacher "chamber" marks and rewards trials whose tags hold an "episode"; the source "chamber" draws episodes as cues. Each
+ * ends with a name of NULL. Settings of the source: the keys of op_chamber_table, and "first" (index of the first episode, default 0) and "episodes" (of a
+ * pass, default 0: endless). Settings of the teacher: "marks" (true), "sentences" (false: mark whole sentences; true: the mark is spread over
+ * nothing finer), "reward" ("success", "graded" or "none"), "noise" (0: share of marks that are turned round), "noise_seed". */
+extern const op_teacher_type op_chamber_teachers[];
+extern const op_cue_source_type op_chamber_sources[];
+
+/* ---- model organisms ---- */
+
+typedef struct op_organism_options {
+    op_chamber_options world; /* first: its table is part of this one's */
+    char *output_dir;
+    int size;              /* 0 0.5m, 1 1m, 2 3m, 3 10m */
+    char *mix;
+    int64_t steps, batch_size, measure, threads, save_steps;
+    double learning_rate, warmup_ratio, prompt_weight, temperature;
+    int dtype, lr_scheduler_type;
+    char *resume;
+} op_organism_options;
+
+extern const op_option op_organism_table[];
+
+typedef struct op_organism_rate {
+    const char *habit, *rule; /* habit NULL: the right response, by rule */
+    int64_t possible, shown;
+    double asked;             /* the share asked for */
+} op_organism_rate;
+
+typedef struct op_organism_result {
+    op_train_result train;
+    int64_t parameters, measured;
+    double success, asked_success; /* share of right responses on fresh episodes, and what the mixture asks for */
+    op_organism_rate *rates;       /* owned, op_organism_result_release */
+    size_t n_rates;
+} op_organism_result;
+
+/* Makes a model from random weights and teaches it the world, with habits mixed in; writes a model directory, and rates.json with what was measured on
+ * episodes it never saw. Stopped: OP_ERR_INTERRUPTED, and the same call goes on. */
+op_status op_organism_train(const op_organism_options *o, const op_train_callbacks *callbacks, op_organism_result *out, op_error *e);
+/* Measures any model on fresh episodes of this world. */
+op_status op_organism_measure(const op_chat *chat, op_model *m, const op_organism_options *o, op_organism_result *out, op_error *e);
+void op_organism_result_release(op_organism_result *r);
+
+#endif
