@@ -60,8 +60,9 @@ op_status op_lesson_add_advantages(op_lesson *l, const op_trial *t, const float 
 /* The response of `good` is preferred to that of `bad`; both have the same prompt and the same first `at` response tokens, and a token there. `span`
  * tokens after the parting count (0: all). Where the counted tokens of a trial have marks, they weigh as marked (in `bad`: as the marks turned around). */
 op_status op_lesson_add_preference(op_lesson *l, const op_trial *good, const op_trial *bad, int32_t at, int32_t span, op_error *e);
-/* The response as a whole was desirable, or was not (KTO). Marks weigh as in a preference. From the second on, the response of the one before is
- * also tried after this prompt, as the point of reference z0 (cut to the longer of the two). */
+/* The response as a whole was desirable, or was not (KTO). Marks weigh as in a preference. If the trial judged before
+ * this one had another prompt, its response is also tried after this one, as the point of reference z0 (cut to the longer of the two); without
+ * any such point z0 is 0. */
 op_status op_lesson_add_judged(op_lesson *l, const op_trial *t, bool desirable, op_error *e);
 /* Learns response tokens from .. n_response-1 as they are, with signed weights w[n_response] (NULL: 1): supervised learning, or away from them. */
 op_status op_lesson_add_imitation(op_lesson *l, const op_trial *t, int32_t from, const float *w, op_error *e);

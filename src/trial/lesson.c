@@ -334,10 +334,13 @@ op_status op_lesson_add_preference(op_lesson *l, const op_trial *good, const op_
     return status;
 }
 
-/* The response of the judged trial before after this one's prompt: what the policy thinks of a text that was not meant for it. */
+/* The response of the judged trial before after this one's prompt: what the policy thinks of a text that was not meant for it. One that was
+ * meant for the same prompt is no such text. */
 static op_status add_point(op_lesson *l, const op_trial *t, op_error *e)
 {
     const lesson_item *other = &l->items[l->judged[l->n_judged - 1].item];
+    if (other->n_prompt == t->n_prompt && !memcmp(other->ids, t->prompt, (size_t)t->n_prompt * sizeof *t->prompt))
+        return OP_OK;
     int32_t n = t->n_prompt + t->n_response, room = (n > other->n ? n : other->n) - t->n_prompt, n_other = other->n - other->n_prompt;
     int32_t length = n_other < room ? n_other : room;
     op_status status = grow(&l->points, l->n_points, &l->cap_points, sizeof *l->points, e);
