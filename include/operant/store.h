@@ -8,13 +8,16 @@
 
 typedef struct op_store op_store;
 
-/* "postgresql://..." or "postgres://...": PostgreSQL; anything else is the path of an SQLite file ("sqlite:PATH" too), made if it is not there. */
+/* "postgresql://..." or "postgres://...": PostgreSQL; anything else is the path of an SQLite file ("sqlite:PATH" too), made if it is not there. A store may
+ * not be used across a fork, nor by two threads at once. */
 op_status op_store_open(op_store **out, const char *url, op_error *e);
 void op_store_close(op_store *s); /* NULL is fine */
 
-/* Gives the trial an id. `key`, if not NULL, makes it idempotent: a trial with the same key is found again instead of added twice (resume). */
+/* Gives the trial an id. `key`, if not NULL, makes it idempotent: a trial with the same key is found again instead of added twice (resume), and gets the
+ * feedback of `t` that it does not have yet; OP_ERR_MISMATCH: its tokens are others. */
 op_status op_store_add(op_store *s, op_trial *t, const char *key, op_error *e);
-/* Adds the marks, alternatives and reward of `t` that are not there yet to trial t->id. */
+/* Adds the marks, alternatives and reward of `t` that are not there yet to trial t->id. The last reward counts; a trial stays `by` who judged it first,
+ * and what others add bears their name. OP_ERR_ARG: a teacher contradicts what it said before. */
 op_status op_store_feedback(op_store *s, const op_trial *t, op_error *e);
 op_status op_store_get(op_store *s, int64_t id, op_trial *out, op_error *e); /* OP_ERR_ARG: no such trial */
 
@@ -35,7 +38,7 @@ typedef struct op_store_stats {
 } op_store_stats;
 op_status op_store_get_stats(op_store *s, op_store_stats *out, op_error *e);
 
-/* Several writes as one: begin, ..., commit (or rollback). */
+/* Several writes as one: begin, ..., commit (or rollback). A write that fails in between leaves nothing of its own, and the others as they are. */
 op_status op_store_begin(op_store *s, op_error *e);
 op_status op_store_commit(op_store *s, op_error *e);
 void op_store_rollback(op_store *s);
