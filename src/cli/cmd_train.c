@@ -5,6 +5,7 @@
 #include <operant/sft.h>
 
 #include "cli/cli.h"
+#include "cli/protocol.h"
 
 /* JSON has no NaN: null says that there was nothing to measure. */
 static json_t *number(double x)
@@ -33,6 +34,9 @@ static void show_progress(void *ctx, const op_train_progress *p)
 
 static int run(const cli_command *c, int argc, char **argv)
 {
+    const char *protocol = cli_protocol_file(argc, argv);
+    if (protocol)
+        return cli_protocol_run(c, protocol, argc, argv);
     op_sft_options o;
     cli_args a = cli_parse(c, &o, argc, argv);
     if (a.n_words) {
@@ -70,6 +74,8 @@ const cli_command cli_train = {
     "Fine-tunes a model (method=full) or an adapter beside it (method=lora) on dialogues, completions or plain text; every token may carry\n"
     "a signed weight. The result lies directly in output_dir and loads in transformers (or PEFT). Ctrl-C leaves a run that the same\n"
     "command resumes; so does a crash, if save_steps is set.\n\n"
+    "A YAML file with stages is a protocol: the model answers, a teacher marks and rewards, and methods such as marking, redo or\n"
+    "alternatives turn its trials into lessons (docs/methods.md, docs/teachers.md); its settings are overridden in the same way.\n\n"
     "examples:\n"
     "  operant train --config examples/ask-why/train.yaml model=models/SmolLM2-135M-Instruct.Q4_1.gguf lr=2e-4\n"
     "  operant train model=runs/ask-why train_file=mine.jsonl output_dir=runs/mine method=lora lora.r=16 epochs=2",
