@@ -34,7 +34,7 @@ const char *cli_protocol_file(int argc, char **argv)
 
 int cli_protocol_run(const cli_command *c, const char *file, int argc, char **argv)
 {
-    const char *words[WORDS_MAX];
+    const char *words[WORDS_MAX] = {0};
     char room[WORDS_MAX][1024];
     size_t n = 0;
     bool json = false;
