@@ -7,36 +7,10 @@
 #include "base/mem.h"
 #include "lab/page.h"
 #include "lab/parts.h"
+#include "lab/svg.h"
 #include "lab/view.h"
 
-enum { WIDTH = 720, LEFT = 232, RIGHT = 16, TOP = 30, PLOT = WIDTH - LEFT - RIGHT };
-
-static void begin(op_page *p, int height, const char *title)
-{
-    op_page_put(p, "<svg viewBox=\"0 0 %d %d\" role=\"img\" aria-label=\"", WIDTH, height);
-    op_page_text(p, title);
-    op_page_put(p, "\">\n");
-}
-
-/* `anchor`: start, middle or end */
-static void label(op_page *p, double x, double y, const char *class, const char *anchor, const char *text)
-{
-    op_page_put(p, "<text x=\"%.1f\" y=\"%.1f\" class=\"%s\" text-anchor=\"%s\">", x, y, class, anchor);
-    op_page_text(p, text);
-    op_page_put(p, "</text>\n");
-}
-
-static void line(op_page *p, const char *class, double x1, double y1, double x2, double y2)
-{
-    op_page_put(p, "<line class=\"%s\" x1=\"%.1f\" y1=\"%.1f\" x2=\"%.1f\" y2=\"%.1f\"/>\n", class, x1, y1, x2, y2);
-}
-
-static void dot(op_page *p, const char *class, double x, double y, const char *title)
-{
-    op_page_put(p, "<circle class=\"%s\" cx=\"%.1f\" cy=\"%.1f\" r=\"5\"><title>", class, x, y);
-    op_page_text(p, title);
-    op_page_put(p, "</title></circle>\n");
-}
+enum { WIDTH = OP_SVG_WIDTH, LEFT = 232, RIGHT = 16, TOP = 30, PLOT = WIDTH - LEFT - RIGHT };
 
 static void percent_axis(op_page *p, int height)
 {
@@ -44,8 +18,8 @@ static void percent_axis(op_page *p, int height)
         char text[16];
         snprintf(text, sizeof text, "%d%%", k);
         double x = LEFT + PLOT * k / 100.0;
-        line(p, "grid", x, TOP, x, height);
-        label(p, x, height + 16, "tick", k == 100 ? "end" : "middle", text);
+        op_svg_line(p, "grid", x, TOP, x, height);
+        op_svg_text(p, x, height + 16, "tick", k == 100 ? "end" : "middle", text);
     }
 }
 
@@ -59,17 +33,17 @@ static void rate_mark(op_page *p, const json_t *rate, const char *when, double y
     char text[80], class[24];
     snprintf(text, sizeof text, "%s: %.0f%% (%.0f to %.0f)", when, 100 * x, 100 * low, 100 * high);
     snprintf(class, sizeof class, "%s-line", when);
-    line(p, class, LEFT + PLOT * low, y, LEFT + PLOT * high, y);
-    dot(p, when, LEFT + PLOT * x, y, text);
+    op_svg_line(p, class, LEFT + PLOT * low, y, LEFT + PLOT * high, y);
+    op_svg_dot(p, when, LEFT + PLOT * x, y, text);
 }
 
 static void rate_legend(op_page *p, const char *when, double x, const char *text)
 {
     char class[24];
     snprintf(class, sizeof class, "%s-line", when);
-    line(p, class, x, 12, x + 28, 12);
-    dot(p, when, x + 14, 12, text);
-    label(p, x + 36, 16, "tick", "start", text);
+    op_svg_line(p, class, x, 12, x + 28, 12);
+    op_svg_dot(p, when, x + 14, 12, text);
+    op_svg_text(p, x + 36, 16, "tick", "start", text);
 }
 
 void op_plot_rates(op_page *p, const op_assay_results *r)
@@ -77,7 +51,7 @@ void op_plot_rates(op_page *p, const op_assay_results *r)
     enum { ROW = 34 };
     const json_t *classes = op_view(r->after, "classes");
     int height = TOP + ROW * (int)json_array_size(classes);
-    begin(p, height + 24, "share of right replies by class, with 95% intervals");
+    op_svg_begin(p, height + 24, "share of right replies by class, with 95% intervals");
     percent_axis(p, height);
     if (r->before)
         rate_legend(p, "before", LEFT, "before");
@@ -88,8 +62,8 @@ void op_plot_rates(op_page *p, const op_assay_results *r)
         double y = TOP + ROW * ((double)i + 0.5);
         char path[80];
         snprintf(path, sizeof path, "classes.%s.correct", op_view_string(class, "name"));
-        label(p, LEFT - 12, y - 1, "name", "end", op_class_meaning(op_view_string(class, "name")));
-        label(p, LEFT - 12, y + 12, "tick", "end", op_view_string(class, "right"));
+        op_svg_text(p, LEFT - 12, y - 1, "name", "end", op_class_meaning(op_view_string(class, "name")));
+        op_svg_text(p, LEFT - 12, y + 12, "tick", "end", op_view_string(class, "right"));
         rate_mark(p, op_view(r->before, path), "before", y - (r->before ? 6 : 0));
         rate_mark(p, op_view(class, "correct"), "after", y + (r->before ? 6 : 0));
     }
@@ -115,7 +89,7 @@ static void bar(op_page *p, const json_t *class, double y, double height, const 
         op_page_put(p, "</title></rect>\n");
         snprintf(text, sizeof text, "%s %.0f%%", verdicts[k], 100 * share);
         if (w >= 72)
-            label(p, x + w / 2, y + height / 2 + 4, "inside", "middle", text);
+            op_svg_text(p, x + w / 2, y + height / 2 + 4, "inside", "middle", text);
         x += w;
     }
 }
@@ -126,21 +100,21 @@ void op_plot_verdicts(op_page *p, const op_assay_results *r)
     const int row = r->before ? 2 * BAR + 14 : BAR + 12;
     const json_t *classes = op_view(r->after, "classes");
     int height = TOP + row * (int)json_array_size(classes);
-    begin(p, height + 24, "what the replies of each class did");
+    op_svg_begin(p, height + 24, "what the replies of each class did");
     percent_axis(p, height);
     for (int k = 0; k < 4; k++) {
         op_page_put(p, "<rect class=\"%s\" x=\"%d\" y=\"5\" width=\"14\" height=\"14\"/>\n", verdicts[k], LEFT + 100 * k);
-        label(p, LEFT + 100 * k + 20, 16, "tick", "start", verdicts[k]);
+        op_svg_text(p, LEFT + 100 * k + 20, 16, "tick", "start", verdicts[k]);
     }
     size_t i;
     json_t *class;
     json_array_foreach((json_t *)classes, i, class) {
         double y = TOP + row * (double)i + 6;
         const json_t *before = op_list_find(op_view(r->before, "classes"), "name", op_view_string(class, "name"));
-        label(p, LEFT - 56, y + 13, "name", "end", op_class_meaning(op_view_string(class, "name")));
+        op_svg_text(p, LEFT - 56, y + 13, "name", "end", op_class_meaning(op_view_string(class, "name")));
         if (r->before) {
-            label(p, LEFT - 8, y + 13, "tick", "end", "before");
-            label(p, LEFT - 8, y + BAR + 15, "tick", "end", "after");
+            op_svg_text(p, LEFT - 8, y + 13, "tick", "end", "before");
+            op_svg_text(p, LEFT - 8, y + BAR + 15, "tick", "end", "after");
             bar(p, before, y, BAR, "before");
         }
         bar(p, class, y + (r->before ? BAR + 2 : 0), BAR, r->before ? "after" : "measured");
@@ -187,13 +161,6 @@ static op_status read_metric(void *ctx, json_t *object, int row, op_error *e)
     return status ? op_error_set(e, status, "out of memory for the loss plot") : OP_OK;
 }
 
-/* 1, 2 or 5 times a power of ten, near a fifth of the span. */
-static double tick_step(double span)
-{
-    double rough = span / 5, power = pow(10, floor(log10(rough))), r = rough / power;
-    return power * (r < 1.5 ? 1 : r < 3.5 ? 2 : r < 7.5 ? 5 : 10);
-}
-
 typedef struct frame {
     double x_max, y_min, y_max;
 } frame;
@@ -221,7 +188,7 @@ static frame frame_of(const curves *c)
             f.y_max = fmax(f.y_max, s->y[i]);
         }
     }
-    double step = tick_step(fmax(f.y_max - f.y_min, 1e-3));
+    double step = op_svg_tick(fmax(f.y_max - f.y_min, 1e-3));
     f.y_min = step * floor(f.y_min / step);
     f.y_max = step * ceil(f.y_max / step);
     f.y_max += f.y_max == f.y_min ? step : 0;
@@ -231,18 +198,18 @@ static frame frame_of(const curves *c)
 static void loss_axes(op_page *p, const frame *f)
 {
     char text[24];
-    double step = tick_step(f->y_max - f->y_min);
+    double step = op_svg_tick(f->y_max - f->y_min);
     for (double y = f->y_min; y <= f->y_max + step / 2; y += step) {
         snprintf(text, sizeof text, "%.3g", fabs(y) < step / 2 ? 0 : y);
-        line(p, "grid", LOSS_LEFT, to_y(f, y), WIDTH - RIGHT, to_y(f, y));
-        label(p, LOSS_LEFT - 8, to_y(f, y) + 4, "tick", "end", text);
+        op_svg_line(p, "grid", LOSS_LEFT, to_y(f, y), WIDTH - RIGHT, to_y(f, y));
+        op_svg_text(p, LOSS_LEFT - 8, to_y(f, y) + 4, "tick", "end", text);
     }
-    step = fmax(tick_step(f->x_max), 1);
+    step = fmax(op_svg_tick(f->x_max), 1);
     for (double x = 0; x <= f->x_max; x += step) {
         snprintf(text, sizeof text, "%.0f", x);
-        label(p, to_x(f, x), TOP + LOSS_HEIGHT + 18, "tick", "middle", text);
+        op_svg_text(p, to_x(f, x), TOP + LOSS_HEIGHT + 18, "tick", "middle", text);
     }
-    label(p, WIDTH - RIGHT, TOP + LOSS_HEIGHT + 36, "tick", "end", "step");
+    op_svg_text(p, WIDTH - RIGHT, TOP + LOSS_HEIGHT + 36, "tick", "end", "step");
 }
 
 static void curve(op_page *p, const frame *f, const points *s, const char *class, double smoothing)
@@ -259,7 +226,7 @@ static void curve(op_page *p, const frame *f, const points *s, const char *class
 static void draw_loss(op_page *p, const curves *c)
 {
     frame f = frame_of(c);
-    begin(p, TOP + LOSS_HEIGHT + 44, "training loss and held-out loss by step");
+    op_svg_begin(p, TOP + LOSS_HEIGHT + 44, "training loss and held-out loss by step");
     loss_axes(p, &f);
     curve(p, &f, &c->train, "loss-raw", 0);
     curve(p, &f, &c->train, "loss", 0.9);
@@ -267,14 +234,14 @@ static void draw_loss(op_page *p, const curves *c)
     for (size_t i = 0; i < c->held.n; i++) {
         char text[64];
         snprintf(text, sizeof text, "held-out loss %.4f at step %.0f", c->held.y[i], c->held.x[i]);
-        dot(p, "held-dot", to_x(&f, c->held.x[i]), to_y(&f, c->held.y[i]), text);
+        op_svg_dot(p, "held-dot", to_x(&f, c->held.x[i]), to_y(&f, c->held.y[i]), text);
     }
-    line(p, "loss", LOSS_LEFT + 4, 12, LOSS_LEFT + 32, 12);
-    label(p, LOSS_LEFT + 40, 16, "tick", "start", "training loss (thin: each line of the log; bold: smoothed)");
+    op_svg_line(p, "loss", LOSS_LEFT + 4, 12, LOSS_LEFT + 32, 12);
+    op_svg_text(p, LOSS_LEFT + 40, 16, "tick", "start", "training loss (thin: each line of the log; bold: smoothed)");
     if (c->held.n) {
-        line(p, "held", LOSS_LEFT + 404, 12, LOSS_LEFT + 432, 12);
-        dot(p, "held-dot", LOSS_LEFT + 418, 12, "held-out loss");
-        label(p, LOSS_LEFT + 440, 16, "tick", "start", "held-out loss");
+        op_svg_line(p, "held", LOSS_LEFT + 404, 12, LOSS_LEFT + 432, 12);
+        op_svg_dot(p, "held-dot", LOSS_LEFT + 418, 12, "held-out loss");
+        op_svg_text(p, LOSS_LEFT + 440, 16, "tick", "start", "held-out loss");
     }
     op_page_put(p, "</svg>\n");
 }

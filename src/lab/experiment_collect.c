@@ -1,0 +1,239 @@
+/* What a cell's commands left, reduced to what is worth keeping. */
+#include <math.h>
+#include <string.h>
+
+#include <operant/jsonl.h>
+
+#include "base/mem.h"
+#include "io/file.h"
+#include "io/json.h"
+#include "lab/experiment_parts.h"
+#include "lab/parts.h"
+#include "lab/view.h"
+
+enum { LONGEST_TEXT = 400, LONGEST_LIST = 400, TRANSCRIPTS = 4, LONGEST_REPLY = 4000, FIGURES_MAX = 1 << 20 };
+
+static op_status no_memory(op_error *e)
+{
+    return op_error_set(e, OP_ERR_NOMEM, "out of memory for the figures of a cell");
+}
+
+/* ---- numbers of JSON lines ---- */
+
+typedef struct summary {
+    json_t *keys; /* key -> {first, last, min, max, mean, n} */
+    int64_t lines;
+} summary;
+
+static op_status add_line(void *ctx, json_t *object, int row, op_error *e)
+{
+    (void)row;
+    summary *s = ctx;
+    const char *key;
+    json_t *value;
+    s->lines++;
+    json_object_foreach(object, key, value) {
+        if (!json_is_number(value))
+            continue;
+        double x = json_number_value(value);
+        json_t *k = json_object_get(s->keys, key);
+        bool bad;
+        if (!k) {
+            bad = json_object_set_new(s->keys, key, json_pack("{sf sf sf sf sf si}", "first", x, "last", x, "min", x, "max", x, "mean", x, "n", 1));
+        } else {
+            double n = op_view_number(k, "n") + 1, mean = op_view_number(k, "mean");
+            bad = json_object_set_new(k, "last", json_real(x)) | json_object_set_new(k, "min", json_real(fmin(x, op_view_number(k, "min")))) |
+                  json_object_set_new(k, "max", json_real(fmax(x, op_view_number(k, "max")))) | json_object_set_new(k, "mean", json_real(mean + (x - mean) / n)) |
+                  json_object_set_new(k, "n", json_integer((json_int_t)n));
+        }
+        if (bad)
+            return no_memory(e);
+    }
+    return OP_OK;
+}
+
+/* figures.name = what the numbers of a file's lines come to, and their count as "lines". */
+static op_status add_lines_of(json_t *figures, const char *name, const char *path, op_error *e)
+{
+    summary s = {.keys = json_object()};
+    op_status status = s.keys ? op_json_lines(path, add_line, &s, e) : no_memory(e);
+    if (!status && (json_object_set_new(s.keys, "lines", json_integer(s.lines)) || json_object_set(figures, name, s.keys)))
+        status = no_memory(e);
+    json_decref(s.keys);
+    return status;
+}
+
+static op_status add_metrics(json_t *figures, const char *dir, op_error *e)
+{
+    char *path = op_path_join(dir, "metrics.jsonl");
+    op_status status = !path ? no_memory(e) : op_path_exists(path) ? add_lines_of(figures, "metrics", path, e) : OP_OK;
+    op_free(path);
+    return status;
+}
+
+/* ---- results.json, without what is only for reading ---- */
+
+static json_t *pruned(const json_t *value);
+
+static json_t *pruned_list(const json_t *list)
+{
+    json_t *out = json_array(), *v;
+    size_t i;
+    json_array_foreach((json_t *)list, i, v) {
+        json_t *kept = pruned(v);
+        if (kept && json_array_append_new(out, kept)) {
+            json_decref(out);
+            return NULL;
+        }
+    }
+    return out;
+}
+
+/* NULL: nothing to keep, or no memory (then the figures lack it, and a measure that needs it fails by name). */
+static json_t *pruned(const json_t *value)
+{
+    if (json_is_string(value))
+        return json_string_length(value) > LONGEST_TEXT ? NULL : json_incref((json_t *)value);
+    if (json_is_array(value))
+        return json_array_size(value) > LONGEST_LIST ? NULL : pruned_list(value);
+    if (!json_is_object(value))
+        return json_incref((json_t *)value);
+    json_t *out = json_object(), *v;
+    const char *key;
+    json_object_foreach((json_t *)value, key, v) {
+        json_t *kept = strcmp(key, "replies") && strcmp(key, "transcripts") ? pruned(v) : NULL;
+        if (kept && json_object_set_new(out, key, kept)) {
+            json_decref(out);
+            return NULL;
+        }
+    }
+    return out;
+}
+
+static json_t *cut_text(const char *s)
+{
+    size_t n = strlen(s);
+    if (n <= LONGEST_REPLY)
+        return json_string(s);
+    for (n = LONGEST_REPLY; n && ((unsigned char)s[n] & 0xc0) == 0x80; n--)
+        ;
+    return json_sprintf("%.*s …", (int)n, s);
+}
+
+static json_t *cut_transcript(const json_t *t)
+{
+    json_t *out = json_object(), *v, *m;
+    const char *key;
+    json_object_foreach((json_t *)t, key, v) {
+        json_t *kept = json_is_string(v) ? cut_text(json_string_value(v)) : json_is_array(v) ? json_array() : json_incref(v);
+        size_t i;
+        if (json_is_array(v))
+            json_array_foreach(v, i, m)
+                json_array_append_new(kept, json_pack("{ss so}", "role", op_view_string(m, "role"), "content", cut_text(op_view_string(m, "content"))));
+        json_object_set_new(out, key, kept);
+    }
+    return out;
+}
+
+/* The best and the worst by score, or the first ones. */
+static json_t *cut_transcripts(const json_t *all)
+{
+    json_t *out = json_array(), *t;
+    size_t i, best = 0, worst = 0, n = json_array_size(all);
+    json_array_foreach((json_t *)all, i, t) {
+        double score = op_view_number(t, "score");
+        best = score > op_view_number(json_array_get(all, best), "score") ? i : best;
+        worst = score < op_view_number(json_array_get(all, worst), "score") ? i : worst;
+    }
+    json_array_foreach((json_t *)all, i, t)
+        if (json_is_object(t) && (n <= TRANSCRIPTS || i == best || i == worst || i < TRANSCRIPTS - 2))
+            json_array_append_new(out, cut_transcript(t));
+    return out;
+}
+
+/* ---- a cell ---- */
+
+/* The value of the command's word KEY=VALUE, or NULL. */
+static const char *word_of(const json_t *command, const char *key)
+{
+    size_t i, n = strlen(key);
+    json_t *word;
+    const char *value = NULL;
+    json_array_foreach((json_t *)command, i, word) {
+        const char *s = json_string_value(word);
+        if (!strncmp(s, key, n) && s[n] == '=')
+            value = s + n + 1;
+    }
+    return value;
+}
+
+static op_status read_results(const char *dir, json_t **out, op_error *e)
+{
+    char *path = op_path_join(dir, "results.json");
+    op_status status = !path ? no_memory(e) : op_path_exists(path) ? op_json_read(out, path, e) : OP_OK;
+    op_free(path);
+    return status;
+}
+
+static op_status add_side_files(json_t *figures, const json_t *commands, op_error *e)
+{
+    size_t i;
+    json_t *command;
+    op_status status = OP_OK;
+    json_array_foreach((json_t *)commands, i, command) {
+        const char *dir = word_of(command, "output_dir"), *file = word_of(command, "output");
+        if (!status && dir)
+            status = add_metrics(figures, dir, e);
+        size_t n = file ? strlen(file) : 0;
+        if (!status && n > 6 && !strcmp(file + n - 6, ".jsonl") && op_path_exists(file))
+            status = add_lines_of(figures, "output", file, e);
+    }
+    return status;
+}
+
+op_status op_cell_collect(const json_t *commands, const char *dir, json_t **out, op_error *e)
+{
+    *out = NULL;
+    const char *last = word_of(json_array_get(commands, json_array_size(commands) - 1), "output_dir");
+    last = last ? last : dir;
+    json_t *results = NULL;
+    op_status status = read_results(last, &results, e);
+    json_t *figures = json_is_object(results) ? pruned(results) : json_object();
+    json_t *transcripts = cut_transcripts(json_object_get(results, "transcripts"));
+    json_decref(results);
+    if (!status && (!figures || !transcripts))
+        status = no_memory(e);
+    if (!status)
+        status = add_side_files(figures, commands, e);
+    if (!status && !json_object_size(figures))
+        status = op_error_set(e, OP_ERR_FORMAT, "%s/results.json: expected the figures of the cell's last command, found none", last);
+    size_t size = status ? 0 : json_dumpb(figures, NULL, 0, JSON_COMPACT);
+    if (size > FIGURES_MAX)
+        status = op_error_set(e, OP_ERR_FORMAT, "%s/results.json: found %zu bytes of figures, expected at most %d", last, size, FIGURES_MAX);
+    if (!status && !(*out = json_pack("{sO sO}", "figures", figures, "transcripts", transcripts)))
+        status = no_memory(e);
+    json_decref(figures);
+    json_decref(transcripts);
+    return status;
+}
+
+op_status op_run_figures(const char *path, json_t **out, op_error *e)
+{
+    *out = NULL;
+    bool dir = op_path_is_dir(path);
+    json_t *results = NULL;
+    op_status status = dir ? read_results(path, &results, e) : op_json_read(&results, path, e);
+    json_t *figures = json_is_object(results) ? pruned(results) : json_object();
+    json_decref(results);
+    if (!status && !figures)
+        status = no_memory(e);
+    if (!status && dir)
+        status = add_metrics(figures, path, e);
+    if (!status && !json_object_size(figures))
+        status = op_error_set(e, OP_ERR_FORMAT, "%s: expected a run with results.json or metrics.jsonl", path);
+    if (status)
+        json_decref(figures);
+    else
+        *out = figures;
+    return status;
+}
