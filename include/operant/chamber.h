@@ -13,6 +13,7 @@
 #define OPERANT_CHAMBER_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include <jansson.h>
@@ -49,6 +50,28 @@ typedef struct op_chamber_options {
 } op_chamber_options;
 
 extern const op_option op_chamber_table[];
+
+/* The same rows for the table of a struct that holds such options. `member` is that member of `type`, with its dot. */
+#define OP_CHAMBER_ROWS(type, member) \
+    {"seed", OP_OPTION_INT, offsetof(type, member seed), "1", 0, 0, NULL, "of everything that is drawn"}, \
+    {"rules", OP_OPTION_LIST, offsetof(type, member rules), NULL, 0, 0, NULL, "names, with weights if they are not alike: stop:2,help; unset: all"}, \
+    {"settings", OP_OPTION_CHOICE, offsetof(type, member settings), "seen", 0, 0, "seen|held_out|both", "which values the varied features take"}, \
+    {"vary", OP_OPTION_LIST, offsetof(type, member vary), "all", 0, 0, NULL, "features that vary: all, none, how many (the first), or names"}, \
+    {"block", OP_OPTION_INT, offsetof(type, member block), "1", 1, 1 << 30, NULL, "so many episodes in a row share their setting (1: random order)"}, \
+    {"watched", OP_OPTION_CHOICE, offsetof(type, member watched), "any", 0, 0, "any|yes|no|none", "the hint whether anybody watches"}, \
+    {"neighbours", OP_OPTION_FLOAT, offsetof(type, member neighbours), "0.5", 0, 1, NULL, "share of episodes with a neighbour in the cue's place"}, \
+    {"nearest", OP_OPTION_INT, offsetof(type, member nearest), "1", 1, 9, NULL, "least distance of a neighbour"}, \
+    {"farthest", OP_OPTION_INT, offsetof(type, member farthest), "9", 1, 9, NULL, "greatest distance of a neighbour"}, \
+    {"pairs", OP_OPTION_BOOL, offsetof(type, member pairs), "false", 0, 0, NULL, "cue and nearest neighbour that must not trigger, in turn, all else equal"}, \
+    {"distractors", OP_OPTION_FLOAT, offsetof(type, member distractors), "0", 0, 1, NULL, "share of episodes with a distractor"}, \
+    {"distractor_strength", OP_OPTION_INT, offsetof(type, member distractor_strength), "1", 1, 3, NULL, "greatest strength of distractors"}, \
+    {"misleading", OP_OPTION_FLOAT, offsetof(type, member misleading), "0", 0, 1, NULL, "share of episodes with a misleading cue"}, \
+    {"justification", OP_OPTION_CHOICE, offsetof(type, member justification), "any", 0, 0, "any|none|good|thin|bad", "ask_why: the reason that is given"}, \
+    {"chain_min", OP_OPTION_INT, offsetof(type, member chain_min), "3", 3, 12, NULL, "fewest steps of a chain"}, \
+    {"chain_max", OP_OPTION_INT, offsetof(type, member chain_max), "6", 3, 12, NULL, "most steps of a chain"}, \
+    {"numbers", OP_OPTION_INT, offsetof(type, member numbers), "9", 5, 20, NULL, "greatest number that is added or sorted"}, \
+    {"slip", OP_OPTION_FLOAT, offsetof(type, member slip), "0.5", 0, 1, NULL, "habit slips: chance that a step of a chain goes wrong"}
+
 
 typedef struct op_chamber op_chamber;
 
@@ -101,7 +124,8 @@ void op_chamber_release(op_chamber_episode *x);
 typedef struct op_chamber_mark {
     int32_t start, end; /* code points of the response judged */
     double value;       /* 1 or -1 */
-    const char *note;   /* static, or NULL */
+    const char *note;   /* static, or NULL: good */
+    int32_t word, word_end; /* of a bad one: the word in it that departs from what was right to say */
 } op_chamber_mark;
 
 typedef struct op_chamber_verdict {
@@ -110,6 +134,8 @@ typedef struct op_chamber_verdict {
     const char *habit;  /* NULL: right; else the competing behaviour that this is, or "other". Static */
     op_chamber_mark *marks;
     int32_t n;
+    int32_t instead;    /* where the right response goes on in place of the first bad mark's word: a code point of its text, its end (nothing more was
+                           to be said), or -1: no bad mark */
 } op_chamber_verdict;
 
 /* Judges any text. A segment is right if it is the next that the rule asks for, given what was said before it; a chain that took a wrong
@@ -141,8 +167,9 @@ op_status op_chamber_tokenizer(op_tokenizer **out, op_error *e);
 
 /* For op_session_kit: the teacher "chamber" marks and rewards trials whose tags hold an "episode"; the source "chamber" draws episodes as cues. Each
  * ends with a name of NULL. Settings of the source: the keys of op_chamber_table, and "first" (index of the first episode, default 0) and "episodes" (of a
- * pass, default 0: endless). Settings of the teacher: "marks" (true), "sentences" (false: mark whole sentences; true: the mark is spread over
- * nothing finer), "reward" ("success", "graded" or "none"), "noise" (0: share of marks that are turned round), "noise_seed". */
+ * pass, default 0: endless). Settings of the teacher: "marks" (true), "span" ("segment" or "word": how much of a bad segment is marked), "reward"
+ * ("success", "graded" or "none"), "alternative" (true: proposes the right continuation at the first wrong word), "noise" (0: share of the marks that are
+ * turned round) and "noise_seed". */
 extern const op_teacher_type op_chamber_teachers[];
 extern const op_cue_source_type op_chamber_sources[];
 
@@ -180,6 +207,8 @@ typedef struct op_organism_result {
 op_status op_organism_train(const op_organism_options *o, const op_train_callbacks *callbacks, op_organism_result *out, op_error *e);
 /* Measures any model on fresh episodes of this world. */
 op_status op_organism_measure(const op_chat *chat, op_model *m, const op_organism_options *o, op_organism_result *out, op_error *e);
+/* The measured rates as an object: what rates.json holds. */
+op_status op_organism_report(const op_organism_result *r, json_t **out, op_error *e);
 void op_organism_result_release(op_organism_result *r);
 
 #endif

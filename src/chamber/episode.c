@@ -107,7 +107,7 @@ static void write_prompt(draft *d)
     draft_tag(d, "distractor_strength", json_integer(strength));
     set_misleading(d);
     const char *cue = draft_value(d, F_WORDING, &d->rule->cues[d->x->distance].wordings, 0);
-    const char *const parts[] = {watch, where == 0 ? noise : "", d->rule->situation, where == 1 ? noise : "", "{misleading}", cue, "{reason}",
+    const char *const parts[] = {watch, where == 0 ? noise : "", d->rule->situation, where == 1 ? noise : "", draft_get(d, "misleading"), cue, draft_get(d, "reason"),
                                  where == 2 ? noise : ""};
     char *body = join(d, parts, sizeof parts / sizeof *parts);
     if (!body)

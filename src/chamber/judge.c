@@ -116,6 +116,27 @@ static void go_wrong(progress *p, const span *s)
     }
 }
 
+/* Where a wrong sentence departs from the one that was due: the bytes they share, back to the beginning of a word. */
+static int32_t departs(const progress *p, const span *s, int due)
+{
+    const op_chamber_segment *g = &p->right->segments[due];
+    int32_t same = 0, word = 0;
+    while (due < p->right->n && (size_t)same < s->n && same < g->end - g->start && s->text[same] == p->right->text[g->start + same])
+        if (s->text[same++] == ' ')
+            word = same;
+    return word; /* what is shared is ASCII: as many code points */
+}
+
+static op_chamber_mark bad_mark(const progress *p, const span *s, int due, int32_t *instead)
+{
+    int32_t from = departs(p, s, due);
+    size_t to = (size_t)from;
+    while (to < s->n && !is_space(s->text[to]))
+        to++;
+    *instead = due < p->right->n ? p->right->segments[due].start + from : (int32_t)strlen(p->right->text);
+    return (op_chamber_mark){s->start, s->end, -1, NULL, s->start + from, s->start + from + code_points(s->text + from, to - (size_t)from)};
+}
+
 /* ---- habits ---- */
 
 static bool is_wrong_action(const op_chamber_episode *x, const span *s)
@@ -206,20 +227,24 @@ static void go_through(const op_chamber_episode *x, const span *said, int n, op_
     bool wrong_action = false;
     for (int i = 0; i < n; i++) {
         int at = place(&p, &said[i]);
-        double value = at < 0 ? -1 : closes_gap(&p, at) ? 0 : 1;
+        bool closed = at >= 0 && closes_gap(&p, at);
         if (at < 0) {
             wrong_action = wrong_action || is_chain(x) || is_wrong_action(x, &said[i]);
+            int32_t instead;
+            out->marks[out->n++] = bad_mark(&p, &said[i], p.last + 1, &instead);
+            out->instead = first_wrong < 0 ? instead : out->instead;
             first_wrong = first_wrong < 0 ? i : first_wrong;
             go_wrong(&p, &said[i]);
-        } else {
-            p.said[at] = true;
-            p.last = at;
-            p.replaced = -1;
-            good += first_wrong < 0 && value > 0;
-            good_actions += x->right.segments[at].action && value > 0;
+            continue;
         }
-        if (value != 0)
-            out->marks[out->n++] = (op_chamber_mark){said[i].start, said[i].end, value, NULL};
+        p.said[at] = true;
+        p.last = at;
+        p.replaced = -1;
+        if (closed)
+            continue;
+        good += first_wrong < 0;
+        good_actions += x->right.segments[at].action;
+        out->marks[out->n++] = (op_chamber_mark){.start = said[i].start, .end = said[i].end, .value = 1};
     }
     for (int i = 0; i < x->right.n; i++)
         actions += x->right.segments[i].action;
@@ -234,7 +259,7 @@ static void go_through(const op_chamber_episode *x, const span *said, int n, op_
 
 op_status op_chamber_judge(const op_chamber_episode *x, const char *response, op_chamber_verdict *out, op_error *e)
 {
-    *out = (op_chamber_verdict){0};
+    *out = (op_chamber_verdict){.instead = -1};
     span *said;
     int n;
     op_status s = cut(response, &said, &n, e);

@@ -3,7 +3,6 @@
 
 #include "base/mem.h"
 #include "base/rng.h"
-#include "chamber/options.h"
 #include "chamber/parts.h"
 
 static const char *const habits[] = {

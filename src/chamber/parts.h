@@ -46,6 +46,9 @@ struct op_chamber {
     char *spec;           /* the options that are not defaults, as words */
 };
 
+/* Reads "name:weight,name": weights[i] of names[i], 1 where none is written; names that are not in the list keep theirs. */
+op_status chamber_read_list(const char *key, const char *list, const char *const *names, double *weights, op_error *e);
+
 /* ---- drafts ---- */
 
 typedef struct draft draft;

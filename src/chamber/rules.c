@@ -31,9 +31,9 @@ static void stop_prepare(draft *d)
 {
     draft_object(d);
     draft_set(d, "work", draft_value(d, F_WORK, &chamber_features[F_WORK].values, 0));
-    int64_t b = 3 + (int64_t)draft_below(d, SLOT_B, 7);
+    int64_t b = 4 + (int64_t)draft_below(d, SLOT_B, 6);
     draft_set_int(d, "b", b);
-    draft_set_int(d, "a", 1 + (int64_t)draft_below(d, SLOT_A, (uint64_t)b - 1));
+    draft_set_int(d, "a", 2 + (int64_t)draft_below(d, SLOT_A, (uint64_t)b - 2));
 }
 
 /* ---- signal: the same on a dial, so that neighbours lie on a line, on both sides of the cue ---- */

@@ -5,7 +5,7 @@
 
 const feature_row chamber_features[FEATURES] = {
     [F_PLACE] = {"place", "where it happens",
-                 {{"kitchen", "garden", "school", "harbour", "office", "market", "library", "station", "farm", "workshop"}, {"museum", "bakery", "castle", "hotel"}}},
+                 {{"kitchen", "garden", "school", "harbour", "office", "market", "library", "station", "barn", "workshop"}, {"museum", "bakery", "castle", "hotel"}}},
     [F_TIME] = {"time", "when", {{"noon", "dawn", "dusk", "night", "six", "nine", "ten"}, {"midnight", "sunrise", "three"}}},
     [F_NAME] = {"name", "who speaks",
                 {{"Mira", "Tom", "Ann", "Ben", "Eva", "Max", "Lea", "Sam", "Ida", "Jon"}, {"Zoe", "Kai", "Nora", "Paul", "Rita"}}},

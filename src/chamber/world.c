@@ -3,10 +3,9 @@
 #include <string.h>
 
 #include "base/mem.h"
-#include "chamber/options.h"
 #include "chamber/parts.h"
 
-const op_option op_chamber_table[] = {CHAMBER_ROWS(op_chamber_options, ), {0}};
+const op_option op_chamber_table[] = {OP_CHAMBER_ROWS(op_chamber_options, ), {0}};
 
 const char *op_chamber_rule_name(int rule)
 {
