@@ -12,7 +12,7 @@ LENGTHS = [5, 7, 4, 6, 8, 5]
 BETA, CLIP_LOW, CLIP_HIGH, Z = 0.3, 0.2, 0.28, 7.0
 PAIRS = [(0, 1), (3, 2), (4, 1)]               # good, bad: item 1 stands in two of them
 JUDGED = [(0, True), (1, False), (4, False)]
-POINTS = [2, 5]
+POINTS = [3, 5]
 DESIRABLE, UNDESIRABLE = 1.0, 1.4
 
 torch.manual_seed(3)
@@ -88,6 +88,7 @@ def kto(points):
     return loss
 
 
+assert torch.stack([s(logp.double(), i, True, False) for i in POINTS]).mean() > 0.1  # or z0 would be 0
 CASES = {"weighted": weighted, "policy": policy, "kl": kl, "unlikelihood": unlikelihood, "dpo": preference("dpo"), "ipo": preference("ipo"),
          "hinge": preference("hinge"), "dpo_without_reference": preference("dpo", with_ref=False), "ipo_mean": preference("ipo", mean=True),
          "kto": kto(POINTS), "kto_without_points": kto([])}

@@ -102,7 +102,7 @@ static void slopes_are_the_derivatives_of_the_losses(void **state)
         float slope[TOKENS], dropped[TOKENS], at[TOKENS];
         eval(&cases[k].f, &s, logp, slope);
         for (int t = 0; t < TOKENS; t++) {
-            bool point = cases[k].f.ctx == &kto && ((t >= 12 && t < 16) || t >= 30); /* items 2 and 5 */
+            bool point = cases[k].f.ctx == &kto && ((t >= 16 && t < 22) || t >= 30); /* items 3 and 5 */
             bool stopped = !strcmp(cases[k].name, "policy") && isnan(behaviour[t]);  /* pi / stopgrad(pi) is 1 whatever pi is */
             if (point || stopped || logp[t] > -1e-3f) /* and log p cannot go up from 0 */
                 continue;
