@@ -2,6 +2,7 @@
 #include <math.h>
 #include <string.h>
 
+#include <operant/chamber.h>
 #include <operant/session.h>
 
 #include "cli/cli.h"
@@ -53,7 +54,7 @@ int cli_protocol_run(const cli_command *c, const char *file, int argc, char **ar
         else
             return cli_usage_error(c, "unexpected argument \"%s\"", w);
     }
-    const op_session_kit kit = {.methods = op_methods};
+    const op_session_kit kit = {.methods = op_methods, .teachers = op_chamber_teachers, .sources = op_chamber_sources};
     const op_session_callbacks callbacks = {.progress = show_round, .stop = &cli_stop};
     op_session_result r;
     op_error e = {0};
