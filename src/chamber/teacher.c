@@ -202,7 +202,7 @@ static op_status read_settings(const json_t *settings, op_chamber_options *o, in
     json_object_foreach((json_t *)settings, key, value)
         if (!s && strcmp(key, "type") && strcmp(key, "first") && strcmp(key, "episodes"))
             s = set_option(o, key, value, e);
-    return s ? op_error_prefix(e, "cues of the chamber") : OP_OK;
+    return s;
 }
 
 static op_status open_source(op_cue_source **out, const json_t *settings, const op_classroom *room, op_error *e)
@@ -223,7 +223,7 @@ static op_status open_source(op_cue_source **out, const json_t *settings, const 
     }
     if (s) {
         op_free(f);
-        return s;
+        return op_error_prefix(e, "cues of the chamber");
     }
     f->chat = room->chat;
     f->first = (uint64_t)first;

@@ -1,0 +1,275 @@
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include <operant/chamber.h>
+#include <operant/file.h>
+#include <operant/subject.h>
+
+#include "base/mem.h"
+#include "chamber/parts.h"
+
+#define assert_ok(call)                                                                                                \
+    do {                                                                                                               \
+        op_error error_ = {0};                                                                                         \
+        op_error *e = &error_;                                                                                         \
+        if (call)                                                                                                      \
+            fail_msg("%s", error_.message);                                                                            \
+    } while (0)
+
+static char *root;
+static op_tokenizer *tokenizer;
+static op_template *template;
+static op_chat chat;
+
+static int set_up(void **state)
+{
+    (void)state;
+    root = strdup(access("/dev/shm", W_OK) ? "/tmp/operant-test-XXXXXX" : "/dev/shm/operant-test-XXXXXX");
+    assert_non_null(mkdtemp(root));
+    assert_ok(op_chamber_tokenizer(&tokenizer, e));
+    const char *source = op_tokenizer_chat_template(tokenizer);
+    assert_ok(op_template_parse(&template, source, strlen(source), e));
+    chat = (op_chat){.tokenizer = tokenizer, .tmpl = template};
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    (void)state;
+    op_status s = op_path_remove(root, NULL);
+    op_template_free(template);
+    op_tokenizer_free(tokenizer);
+    free(root);
+    return s;
+}
+
+static json_t *settings_of(const char *text)
+{
+    json_t *out = json_loads(text, 0, NULL);
+    assert_non_null(out);
+    return out;
+}
+
+static op_cue_source *open_source(const char *text)
+{
+    op_cue_source *c;
+    const op_classroom room = {.chat = &chat, .seed = 3};
+    json_t *settings = settings_of(text);
+    assert_ok(op_chamber_sources[0].open(&c, settings, &room, e));
+    json_decref(settings);
+    return c;
+}
+
+/* A trial that answers the cue with this text and the end token. */
+static void answer(op_trial *t, const op_cue *cue, const char *text)
+{
+    op_tokens ids;
+    op_trial_init(t);
+    op_tokens_init(&ids);
+    assert_ok(op_tokenizer_encode(tokenizer, text, strlen(text), OP_ENCODE_PLAIN, &ids, e));
+    t->prompt = op_alloc_array((size_t)cue->n_prompt, sizeof *t->prompt);
+    t->response = op_alloc_array(ids.n + 1, sizeof *t->response);
+    assert_true(t->prompt && t->response);
+    memcpy(t->prompt, cue->prompt, (size_t)cue->n_prompt * sizeof *t->prompt);
+    memcpy(t->response, ids.ids, ids.n * sizeof *t->response);
+    t->n_prompt = cue->n_prompt;
+    t->n_response = (int32_t)ids.n + 1;
+    t->response[ids.n] = op_tokenizer_eos(tokenizer);
+    json_object_update(t->tags, cue->tags);
+    op_tokens_release(&ids);
+}
+
+static void teach(op_trial *t, const char *text)
+{
+    op_teacher *teacher;
+    const op_classroom room = {.chat = &chat, .seed = 3};
+    json_t *settings = settings_of(text);
+    assert_ok(op_teacher_open(&teacher, settings, &room, op_chamber_teachers, e));
+    json_decref(settings);
+    assert_ok(teacher->teach(teacher, &t, 1, e));
+    op_teacher_close(teacher);
+    assert_ok(op_trial_check(t, op_tokenizer_vocab_size(tokenizer), e));
+}
+
+static void a_cue_is_the_episode_through_the_chat_template(void **state)
+{
+    (void)state;
+    op_cue_source *c = open_source("{\"type\": \"chamber\", \"rules\": [\"stop:2\", \"help\"], \"settings\": \"held_out\", \"first\": 7, \"episodes\": 20, \"neighbours\": 0.25}");
+    assert_int_equal(c->n, 20);
+    for (uint64_t i = 0; i < 20; i++) {
+        op_cue cue;
+        op_chamber_episode x;
+        op_buf text;
+        assert_ok(c->draw(c, i, &cue, e));
+        assert_ok(op_chamber_recall(json_string_value(json_object_get(cue.tags, "episode")), &x, e));
+        assert_int_equal(x.index, 7 + i);
+        op_buf_init(&text, 1 << 16);
+        assert_int_equal(op_tokenizer_decode(tokenizer, cue.prompt, (size_t)cue.n_prompt, OP_DECODE_ALL, &text), OP_OK);
+        char expected[2048];
+        snprintf(expected, sizeof expected, "<|user|>%s<|end|><|me|>", x.prompt);
+        assert_string_equal(text.data, expected);
+        op_buf_release(&text);
+        op_chamber_release(&x);
+        op_cue_release(&cue);
+    }
+    c->free(c);
+}
+
+static void an_unknown_setting_of_the_source_is_refused(void **state)
+{
+    (void)state;
+    static const char *const wrong[] = {"{\"type\": \"chamber\", \"rule\": \"stop\"}", "{\"type\": \"chamber\", \"rules\": [3]}", "{\"type\": \"chamber\", \"first\": -1}"};
+    const op_classroom room = {.chat = &chat};
+    for (size_t i = 0; i < 3; i++) {
+        op_cue_source *c = NULL;
+        op_error error = {0};
+        json_t *settings = settings_of(wrong[i]);
+        assert_true(op_chamber_sources[0].open(&c, settings, &room, &error) != OP_OK);
+        assert_non_null(strstr(error.message, "chamber"));
+        json_decref(settings);
+    }
+}
+
+static void the_teacher_marks_the_tokens_of_every_segment_and_puts_the_wrong_word_right(void **state)
+{
+    (void)state;
+    op_cue_source *c = open_source("{\"type\": \"chamber\", \"neighbours\": 0.3, \"settings\": \"both\"}");
+    for (uint64_t i = 0; i < 100; i++) {
+        op_cue cue;
+        op_chamber_episode x;
+        assert_ok(c->draw(c, i, &cue, e));
+        assert_ok(op_chamber_recall(json_string_value(json_object_get(cue.tags, "episode")), &x, e));
+        op_trial t;
+        answer(&t, &cue, x.right.text);
+        teach(&t, "{\"type\": \"chamber\"}");
+        assert_true(t.has_reward && t.reward == 1);
+        assert_int_equal(t.n_marks, x.right.n);
+        assert_int_equal(t.n_alternatives, 0);
+        float marks[256];
+        op_trial_token_marks(&t, marks);
+        for (int32_t k = 0; k + 1 < t.n_response; k++)
+            assert_true(marks[k] == 1);
+        op_trial_release(&t);
+        for (int w = 0; w < x.n_wrong; w++) {
+            answer(&t, &cue, x.wrong[w].text);
+            teach(&t, "{\"type\": \"chamber\", \"span\": \"word\"}");
+            assert_true(t.has_reward && t.reward == 0);
+            assert_int_equal(t.n_alternatives, 1);
+            int32_t at = op_trial_first_error(&t);
+            const op_alternative *a = &t.alternatives[0];
+            assert_int_equal(a->at, at);
+            assert_true(a->ids[0] != t.response[at]);
+            /* what was kept, and the alternative after it, begin as the right response does and end as it ends */
+            op_buf text;
+            op_buf_init(&text, 1 << 16);
+            assert_int_equal(op_tokenizer_decode(tokenizer, t.response, (size_t)at, OP_DECODE_SKIP_SPECIAL, &text), OP_OK);
+            assert_int_equal(op_tokenizer_decode(tokenizer, a->ids, (size_t)a->n, OP_DECODE_SKIP_SPECIAL, &text), OP_OK);
+            assert_string_equal(text.data, x.right.text);
+            op_buf_release(&text);
+            op_trial_release(&t);
+        }
+        op_chamber_release(&x);
+        op_cue_release(&cue);
+    }
+    c->free(c);
+}
+
+static void noise_turns_round_its_share_of_the_marks(void **state)
+{
+    (void)state;
+    op_cue_source *c = open_source("{\"type\": \"chamber\"}");
+    int all = 0, turned = 0;
+    for (uint64_t i = 0; i < 300; i++) {
+        op_cue cue;
+        op_trial t;
+        assert_ok(c->draw(c, i, &cue, e));
+        answer(&t, &cue, json_string_value(json_object_get(cue.tags, "reference")));
+        teach(&t, "{\"type\": \"chamber\", \"noise\": 0.25, \"reward\": \"none\"}");
+        assert_false(t.has_reward);
+        for (int32_t k = 0; k < t.n_marks; k++) {
+            all++;
+            turned += t.marks[k].value < 0;
+        }
+        op_trial_release(&t);
+        op_cue_release(&cue);
+    }
+    assert_in_range(turned, all / 5, 3 * all / 10);
+    c->free(c);
+}
+
+static void options(op_organism_options *o, const char *dir, const char *const *words)
+{
+    char text[512];
+    static const char *const common[] = {"size=0.5m", "steps=12", "batch_size=8", "measure=8", "rules=stop,sum", "threads=1", "lr=3e-3", NULL};
+    assert_ok(op_config_init(o, op_organism_table, e));
+    snprintf(text, sizeof text, "output_dir=%s/%s", root, dir);
+    assert_ok(op_config_set(o, op_organism_table, text, e));
+    for (int i = 0; common[i]; i++)
+        assert_ok(op_config_set(o, op_organism_table, common[i], e));
+    for (; *words; words++)
+        assert_ok(op_config_set(o, op_organism_table, *words, e));
+}
+
+static void a_little_training_lowers_the_loss_and_leaves_a_model_that_opens(void **state)
+{
+    (void)state;
+    op_organism_options o;
+    op_organism_result r;
+    options(&o, "organism", (const char *const[]){NULL});
+    assert_ok(op_organism_train(&o, NULL, &r, e));
+    assert_true(r.train.last.loss < r.train.first.loss - 1);
+    assert_in_range(r.parameters, 400000, 600000);
+    assert_int_equal(r.measured, 8);
+    int64_t right = 0;
+    for (size_t i = 0; i < r.n_rates; i++)
+        right += r.rates[i].habit ? 0 : r.rates[i].possible;
+    assert_int_equal(right, 8);
+    op_subject s;
+    const op_model_options how = {.act = OP_F32};
+    assert_ok(op_subject_open(&s, o.output_dir, &how, e));
+    assert_int_equal(op_tokenizer_vocab_size(s.tokenizer), op_tokenizer_vocab_size(tokenizer));
+    assert_int_equal(op_tokenizer_eos(s.tokenizer), op_tokenizer_eos(tokenizer));
+    assert_int_equal(op_model_get_config(s.model)->eos[0], op_tokenizer_eos(tokenizer));
+    assert_non_null(s.tmpl);
+    op_subject_close(&s);
+    char *rates = op_path_join(o.output_dir, "rates.json");
+    assert_true(op_path_exists(rates));
+    op_free(rates);
+    op_organism_result_release(&r);
+    op_config_release(&o, op_organism_table);
+}
+
+static void a_mixture_that_passes_one_is_refused_before_training(void **state)
+{
+    (void)state;
+    op_organism_options o;
+    op_organism_result r;
+    op_error error = {0};
+    options(&o, "refused", (const char *const[]){"mix=ignores_stop:0.7,one_more:0.5", NULL});
+    assert_int_equal(op_organism_train(&o, NULL, &r, &error), OP_ERR_ARG);
+    assert_non_null(strstr(error.message, "\"stop\" add up to 1.2"));
+    op_organism_result_release(&r);
+    op_config_release(&o, op_organism_table);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_cue_is_the_episode_through_the_chat_template),
+        cmocka_unit_test(an_unknown_setting_of_the_source_is_refused),
+        cmocka_unit_test(the_teacher_marks_the_tokens_of_every_segment_and_puts_the_wrong_word_right),
+        cmocka_unit_test(noise_turns_round_its_share_of_the_marks),
+        cmocka_unit_test(a_little_training_lowers_the_loss_and_leaves_a_model_that_opens),
+        cmocka_unit_test(a_mixture_that_passes_one_is_refused_before_training),
+    };
+    return cmocka_run_group_tests_name("organism", tests, set_up, tear_down);
+}
