@@ -1,5 +1,6 @@
 /* What a cell's commands left, reduced to what is worth keeping. */
 #include <math.h>
+#include <stdbool.h>
 #include <string.h>
 
 #include <operant/jsonl.h>
@@ -73,81 +74,93 @@ static op_status add_metrics(json_t *figures, const char *dir, op_error *e)
 
 /* ---- results.json, without what is only for reading ---- */
 
-static json_t *pruned(const json_t *value);
+/* What is kept of a value; NULL: nothing, and *ok turns false when memory is out. */
+static json_t *pruned(const json_t *value, bool *ok);
 
-static json_t *pruned_list(const json_t *list)
+static json_t *pruned_list(const json_t *list, bool *ok)
 {
     json_t *out = json_array(), *v;
     size_t i;
+    *ok = *ok && out;
     json_array_foreach((json_t *)list, i, v) {
-        json_t *kept = pruned(v);
-        if (kept && json_array_append_new(out, kept)) {
-            json_decref(out);
-            return NULL;
-        }
+        json_t *kept = pruned(v, ok);
+        if (kept && json_array_append_new(out, kept))
+            *ok = false;
     }
     return out;
 }
 
-/* NULL: nothing to keep, or no memory (then the figures lack it, and a measure that needs it fails by name). */
-static json_t *pruned(const json_t *value)
+static json_t *pruned_object(const json_t *object, bool *ok)
 {
-    if (json_is_string(value))
-        return json_string_length(value) > LONGEST_TEXT ? NULL : json_incref((json_t *)value);
-    if (json_is_array(value))
-        return json_array_size(value) > LONGEST_LIST ? NULL : pruned_list(value);
-    if (!json_is_object(value))
-        return json_incref((json_t *)value);
     json_t *out = json_object(), *v;
     const char *key;
-    json_object_foreach((json_t *)value, key, v) {
-        json_t *kept = strcmp(key, "replies") && strcmp(key, "transcripts") ? pruned(v) : NULL;
-        if (kept && json_object_set_new(out, key, kept)) {
-            json_decref(out);
-            return NULL;
-        }
+    *ok = *ok && out;
+    json_object_foreach((json_t *)object, key, v) {
+        json_t *kept = strcmp(key, "replies") && strcmp(key, "transcripts") ? pruned(v, ok) : NULL;
+        if (kept && json_object_set_new(out, key, kept))
+            *ok = false;
     }
     return out;
 }
 
-static json_t *cut_text(const char *s)
+static json_t *pruned(const json_t *value, bool *ok)
 {
-    size_t n = strlen(s);
-    if (n <= LONGEST_REPLY)
-        return json_string(s);
-    for (n = LONGEST_REPLY; n && ((unsigned char)s[n] & 0xc0) == 0x80; n--)
-        ;
-    return json_sprintf("%.*s …", (int)n, s);
+    if (json_is_object(value))
+        return pruned_object(value, ok);
+    if (json_is_array(value))
+        return json_array_size(value) > LONGEST_LIST ? NULL : pruned_list(value, ok);
+    return json_string_length(value) > LONGEST_TEXT ? NULL : json_incref((json_t *)value);
 }
 
-static json_t *cut_transcript(const json_t *t)
+/* ---- transcripts ---- */
+
+static json_t *cut_text(const char *s, bool *ok)
 {
-    json_t *out = json_object(), *v, *m;
+    size_t n = strlen(s) > LONGEST_REPLY ? LONGEST_REPLY : strlen(s);
+    while (n < strlen(s) && n && ((unsigned char)s[n] & 0xc0) == 0x80)
+        n--;
+    json_t *text = json_sprintf("%.*s%s", (int)n, s, s[n] ? " …" : "");
+    *ok = *ok && text;
+    return text;
+}
+
+static json_t *cut_messages(const json_t *messages, bool *ok)
+{
+    json_t *out = json_array(), *m;
+    size_t i;
+    json_array_foreach((json_t *)messages, i, m)
+        if (json_array_append_new(out, json_pack("{ss so}", "role", op_view_string(m, "role"), "content", cut_text(op_view_string(m, "content"), ok))))
+            *ok = false;
+    return out;
+}
+
+static json_t *cut_transcript(const json_t *t, bool *ok)
+{
+    json_t *out = json_object(), *v;
     const char *key;
     json_object_foreach((json_t *)t, key, v) {
-        json_t *kept = json_is_string(v) ? cut_text(json_string_value(v)) : json_is_array(v) ? json_array() : json_incref(v);
-        size_t i;
-        if (json_is_array(v))
-            json_array_foreach(v, i, m)
-                json_array_append_new(kept, json_pack("{ss so}", "role", op_view_string(m, "role"), "content", cut_text(op_view_string(m, "content"))));
-        json_object_set_new(out, key, kept);
+        json_t *kept = json_is_string(v) ? cut_text(json_string_value(v), ok) : json_is_array(v) ? cut_messages(v, ok) : json_incref(v);
+        if (json_object_set_new(out, key, kept))
+            *ok = false;
     }
+    *ok = *ok && out;
     return out;
 }
 
-/* The best and the worst by score, or the first ones. */
-static json_t *cut_transcripts(const json_t *all)
+/* The best and the worst by score, and the first ones. */
+static json_t *cut_transcripts(const json_t *all, bool *ok)
 {
     json_t *out = json_array(), *t;
     size_t i, best = 0, worst = 0, n = json_array_size(all);
+    *ok = *ok && out;
     json_array_foreach((json_t *)all, i, t) {
         double score = op_view_number(t, "score");
         best = score > op_view_number(json_array_get(all, best), "score") ? i : best;
         worst = score < op_view_number(json_array_get(all, worst), "score") ? i : worst;
     }
     json_array_foreach((json_t *)all, i, t)
-        if (json_is_object(t) && (n <= TRANSCRIPTS || i == best || i == worst || i < TRANSCRIPTS - 2))
-            json_array_append_new(out, cut_transcript(t));
+        if (json_is_object(t) && (n <= TRANSCRIPTS || i == best || i == worst || i < TRANSCRIPTS - 2) && json_array_append_new(out, cut_transcript(t, ok)))
+            *ok = false;
     return out;
 }
 
@@ -198,10 +211,11 @@ op_status op_cell_collect(const json_t *commands, const char *dir, json_t **out,
     last = last ? last : dir;
     json_t *results = NULL;
     op_status status = read_results(last, &results, e);
-    json_t *figures = json_is_object(results) ? pruned(results) : json_object();
-    json_t *transcripts = cut_transcripts(json_object_get(results, "transcripts"));
+    bool ok = true;
+    json_t *figures = json_is_object(results) ? pruned(results, &ok) : json_object();
+    json_t *transcripts = cut_transcripts(json_object_get(results, "transcripts"), &ok);
     json_decref(results);
-    if (!status && (!figures || !transcripts))
+    if (!status && (!figures || !ok))
         status = no_memory(e);
     if (!status)
         status = add_side_files(figures, commands, e);
@@ -223,9 +237,10 @@ op_status op_run_figures(const char *path, json_t **out, op_error *e)
     bool dir = op_path_is_dir(path);
     json_t *results = NULL;
     op_status status = dir ? read_results(path, &results, e) : op_json_read(&results, path, e);
-    json_t *figures = json_is_object(results) ? pruned(results) : json_object();
+    bool ok = true;
+    json_t *figures = json_is_object(results) ? pruned(results, &ok) : json_object();
     json_decref(results);
-    if (!status && !figures)
+    if (!status && (!figures || !ok))
         status = no_memory(e);
     if (!status && dir)
         status = add_metrics(figures, path, e);

@@ -263,10 +263,8 @@ static op_status compare_experiments(sheet *s, const char *a, const char *b, op_
 
 static bool is_experiment(const char *dir)
 {
-    char *path = op_path_join(dir, "registered.json");
-    bool is = path && op_path_exists(path);
-    op_free(path);
-    return is;
+    char path[4096];
+    return snprintf(path, sizeof path, "%s/registered.json", dir) < (int)sizeof path && op_path_exists(path);
 }
 
 op_status op_experiment_compare(const char *a, const char *b, op_buf *out, op_error *e)
