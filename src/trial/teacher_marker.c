@@ -4,7 +4,7 @@
  * Settings: {"type": "marker", ...}
  *     layer      the residual stream that enters this layer, 0 .. L, L the one that leaves the last; default two thirds of the way up
  *     hidden     0: a linear head (default); else so many tanh units
- *     lr         of its own steps, more than 0, at most 2; default 0.5
+ *     lr         of its own steps, more than 0, at most 2; default 0.1
  *     passes     over the rewarded trials of a round; default 4
  *     threshold  a jump of more than this many units of reward is a click; default 0.2
  *     graded     true: a mark is as large as the jump (at most 1); default false: 1 or -1
@@ -12,7 +12,7 @@
  *     name       what its marks are signed with; default "marker"
  *
  *   x_t = (h_t - mean) / deviation / sqrt(C)       mean and deviation are those of all states seen so far
- *   v_t = b + w . x_t,  or  b + w . tanh(U x_t + c)
+ *   v_t = b + w . x_t,  or  b + w . tanh(U x_t + c) / sqrt(H)     so that a step has about the same effect with any head
  *   loss = mean over t of (R - v_t)^2 / 2, one step a trial: v_t comes to be the reward to be expected after token t (a value by Monte Carlo)
  *   click at t: |v_t - v_(t-1)| > threshold, where v_(-1) stands at the last token of the prompt */
 #include "trial/teachers.h"
@@ -120,7 +120,7 @@ static void standardise(marker *m, const float *h)
 static float predict(marker *m, const float *h)
 {
     standardise(m, h);
-    float v = *m->b;
+    float v = *m->b, scale = m->H ? 1 / sqrtf((float)m->H) : 1;
     if (!m->H)
         for (int32_t i = 0; i < m->C; i++)
             v += m->w[i] * m->x[i];
@@ -129,7 +129,7 @@ static float predict(marker *m, const float *h)
         for (int32_t i = 0; i < m->C; i++)
             a += m->U[(size_t)k * m->C + i] * m->x[i];
         m->unit[k] = tanhf(a);
-        v += m->w[k] * m->unit[k];
+        v += m->w[k] * m->unit[k] * scale;
     }
     return v;
 }
@@ -137,13 +137,14 @@ static float predict(marker *m, const float *h)
 /* One step on one state, after predict: `step` is the rate times (R - v). */
 static void move(marker *m, float step)
 {
+    float scale = m->H ? 1 / sqrtf((float)m->H) : 1;
     *m->b += step;
     if (!m->H)
         for (int32_t i = 0; i < m->C; i++)
             m->w[i] += step * m->x[i];
     for (int32_t k = 0; k < m->H; k++) {
-        float inner = step * m->w[k] * (1 - m->unit[k] * m->unit[k]);
-        m->w[k] += step * m->unit[k];
+        float inner = step * scale * m->w[k] * (1 - m->unit[k] * m->unit[k]);
+        m->w[k] += step * scale * m->unit[k];
         m->c[k] += inner;
         for (int32_t i = 0; i < m->C; i++)
             m->U[(size_t)k * m->C + i] += inner * m->x[i];
@@ -303,7 +304,7 @@ op_status op_teacher_marker_open(op_teacher **out, const json_t *settings, const
         return s;
     marker *m = t->ctx;
     *m = (marker){.settings = json_deep_copy(settings), .model = room->model, .C = c->width, .layer = (2 * c->layers + 2) / 3, .passes = 4, .after = 32,
-                  .lr = 0.5, .threshold = 0.2};
+                  .lr = 0.1, .threshold = 0.2};
     t->teach = teach;
     t->learn = learn;
     t->save = save;

@@ -127,7 +127,7 @@ static op_status propose(const reference *r, op_trial *t, int32_t at, const char
         s = no_memory(e);
     if (all && count)
         memcpy(all, ids.ids, ids.n * sizeof *all);
-    if (all && r->match == EXACT && stop >= 0)
+    if (all && r->match != PREFIX && stop >= 0)
         all[count++] = stop;
     if (!s && count)
         s = op_trial_add_alternative(t, at, all, count, NAN, true, name, e);
