@@ -665,6 +665,32 @@ static void terms_of_one_lesson_add_up_and_each_sees_its_own_trials(void **state
     op_model_free(m);
 }
 
+static void a_lesson_in_many_micro_batches_has_the_gradient_of_one(void **state)
+{
+    (void)state;
+    op_model *m = subject(OP_TRAIN_ADAPTER);
+    op_params p = op_model_params(m);
+    op_lesson *l = lesson_of(everything());
+    assert_ok(add_everything(l, e));
+    op_lesson_stats s;
+    float *one = gradient(l, m, 2, &s);
+    assert_int_equal(s.step.micro_batches, 1);
+    op_learner_options o = {.objective = op_objective_weighted(), .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .block_tokens = 1};
+    op_learner *learner = NULL;
+    assert_ok(op_learner_new(&learner, m, &o, e));
+    assert_ok(op_lesson_learn(l, learner, NULL, "now", 0, &s, e)); /* the two of a pair never meet in a forward */
+    assert_int_equal(s.step.micro_batches, op_lesson_items(l));
+    double *expected = calloc(p.n, sizeof *expected);
+    for (size_t i = 0; i < p.n; i++)
+        expected[i] = (double)one[i];
+    assert_same(p.grads, expected, p.n);
+    free(one);
+    free(expected);
+    op_learner_free(learner);
+    op_lesson_free(l);
+    op_model_free(m);
+}
+
 static void what_does_not_fit_together_is_refused(void **state)
 {
     (void)state;
@@ -755,6 +781,7 @@ int main(void)
         cmocka_unit_test(dpo_ipo_and_the_hinge_come_to_prefer_what_they_are_shown),
         cmocka_unit_test(kto_learns_from_trials_that_are_judged_one_by_one),
         cmocka_unit_test(terms_of_one_lesson_add_up_and_each_sees_its_own_trials),
+        cmocka_unit_test(a_lesson_in_many_micro_batches_has_the_gradient_of_one),
         cmocka_unit_test(what_does_not_fit_together_is_refused),
         cmocka_unit_test(every_failed_allocation_is_reported_and_nothing_leaks),
     };
