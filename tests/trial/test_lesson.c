@@ -360,6 +360,14 @@ static void trials_of_an_older_policy_keep_their_log_probabilities(void **state)
     assert_ok(op_lesson_add_advantages(l, &t, ones, e));
     free(gradient(l, m, 0, &s));
     assert_float_equal(s.clip_fraction, 0, 0);
+    op_lesson_clear(l);
+    t.n_forced = 0;
+    for (int32_t i = 0; i < t.n_response; i++)
+        t.logprobs[i] = -20;
+    assert_ok(op_lesson_add_advantages(l, &t, ones, e));
+    assert_ok(op_lesson_add_advantages(l, &trials[2], ones, e)); /* of now, beside it */
+    free(gradient(l, m, 0, &s));
+    assert_float_equal(s.policy_loss, -(6 * 1.28 + 5) / 11, 1e-12);
     op_trial_release(&t);
     op_lesson_free(l);
     op_model_free(m);
