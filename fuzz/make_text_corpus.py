@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes the seeds of the tokenizer, template and dataset targets. Run it in this folder."""
+"""Makes the seeds of the tokenizer, template, dataset and trial targets. Run it in this folder."""
 import json
 import pathlib
 import re
@@ -36,3 +36,24 @@ test = pathlib.Path("../tests/text/test_dataset.c").read_text(encoding="utf-8")
 for i, words in enumerate(re.findall(r'assert_(?:example|refused)\(((?:\s*"(?:[^"\\]|\\.)*")+)', test)):
     parts = re.findall(r'"((?:[^"\\]|\\.)*)"', words)
     put("dataset", "d%02d" % i, "".join(parts).replace('\\"', '"').replace("\\\\", "\\").replace("\\xc3\\xa9", "é") + "\n")
+
+steps = [{"completions": [{"text": "a", "rating": 1}, {"text": "b", "rating": -1}], "chosen_completion": 0}, {"completions": [], "human_completion": {"text": "ab"}}]
+label = {"type": "labels", "value": {"start": 1, "end": 2, "text": "b", "labels": ["bad"]}}
+TRIALS = [
+    {"id": 2, "prompt": "a", "response": "aé", "prompt_tokens": [0], "tokens": [0, 6, 7], "logprobs": [-1, None, -0.5], "sampler": {"temperature": 1, "seed": "9999999999999999999"},
+     "forced": 2, "marks": [{"start": 1, "end": 2, "value": -1, "by": "x", "note": "n", "tokens": [2, 3]}], "reward": 0.1, "tags": {"a": 1, "b": True},
+     "alternatives": [{"at_token": 1, "ids": [1, 2], "logprob": -1, "picked": True, "by": "model"}], "redo": {"of": 1, "at": 1}, "finish_reason": "length", "by": "y", "time": 5},
+    {"messages": [{"role": "user", "content": "a"}], "response": "ab", "marks": [{"start": 0, "end": 1, "value": 1}], "alternatives": [{"at_token": 0, "text": "b"}], "topic": "t"},
+    {"prompt": "a", "chosen": "ab", "rejected": "b"},
+    {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a\n\nAssistant: ab"},
+    {"chosen": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "rejected": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "q"}]},
+    {"prompt": "a", "completion": "b", "label": True},
+    {"prompt": "a", "completions": ["a", "b"], "labels": [True, False]},
+    {"question": "a", "answer_matching_behavior": "a", "answer_not_matching_behavior": ["b", "q"]},
+    {"question": "a", "passages": [["a", "a\n\nb", "b"]], "prediction 1": "ab", "prediction 2": "b", "preference": [1],
+     "feedback": {"errors": [{"start": 1, "end": 2, "error type": "a"}], "corrected-prediction": "aa"}},
+    {"question": {"problem": "a", "ground_truth_answer": "b"}, "label": {"steps": steps, "finish_reason": "solution"}, "labeler": "l", "timestamp": "2022-07-17T16:56:51.5"},
+    {"data": {"prompt": "a", "response": "ab"}, "annotations": [{"completed_by": 1, "result": [label]}]},
+]
+for i, line in enumerate(TRIALS):
+    put("trial", "t%02d" % i, json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n")
