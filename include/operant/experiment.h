@@ -9,8 +9,9 @@
  *   vars: {steps: 600}                  ${steps} in commands
  *   set: {lesson.clip_low: 0.2}         settings of every arm; ${set} becomes key=value words
  *   prepare: [operant chamber train seed=${seed} output_dir=${prepared}]          done once for all arms that ask for the same
- *   run: [operant train --config ${here}/marking-protocol.yaml model=${prepared} ${set} seed=${seed} threads=${threads} output_dir=${cell}]
- *   arms: [{name: scalar, says: one reward at the end, set: {...}}, {name: marks, ...}]
+ *   templates: {protocol.yaml: experiments/marking/protocol.yaml}                 its text, variables filled in, becomes ${cell}/protocol.yaml
+ *   run: [operant train ${cell}/protocol.yaml model=${prepared} ${set} seed=${seed} threads=${threads} output_dir=${cell}/run]
+ *   arms: [{name: scalar, says: one reward at the end, vars: {marks: none}, set: {...}}, {name: marks, ...}]
  *   measures: [{name: trials, path: trials_to_criterion, says: trials to criterion, better: lower, missing: 5000}]
  *   claims: [{says: marks need fewer trials than a scalar, measure: trials, arm: marks, against: scalar, direction: less}]
  *   compute: {tokens: total.tokens}     what must be equal across the arms

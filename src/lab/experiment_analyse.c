@@ -76,16 +76,20 @@ static op_status read_cells(analysis *a, const char *results, op_error *e)
     for (size_t i = 0; i < a->n_arms && !status; i++)
         for (size_t k = 0; k < a->n_seeds && !status; k++) {
             const json_t *arm = json_array_get(a->arms, i);
-            json_t **cell = &a->cells[i * a->n_seeds + k], *run = NULL;
+            json_t **cell = &a->cells[i * a->n_seeds + k], *run = NULL, *files = NULL;
             status = op_cell_read(a->x, results, arm, seed_at(a, k), cell, e);
             if (!status)
                 status = op_cell_commands(a->x, arm, seed_at(a, k), "run", &run, e);
+            if (!status)
+                status = op_cell_files(a->x, arm, seed_at(a, k), &files, e);
+            const json_t *then = json_object_get(*cell, "files");
             if (!status && !*cell)
                 append(a, missing, json_pack("{ss sI}", "arm", op_view_string(arm, "name"), "seed", (json_int_t)seed_at(a, k)));
-            else if (!status && !json_equal(run, json_object_get(*cell, "run")))
+            else if (!status && (!json_equal(run, json_object_get(*cell, "run")) || (then && !json_equal(files, (json_t *)then))))
                 append(a, stale, json_pack("{ss sI}", "arm", op_view_string(arm, "name"), "seed", (json_int_t)seed_at(a, k)));
             finished += *cell != NULL;
             json_decref(run);
+            json_decref(files);
         }
     if (json_array_size(missing))
         warn(a, json_sprintf("%zu of %zu cells are not finished (or failed): what follows rests on the others", json_array_size(missing), a->n_arms * a->n_seeds));

@@ -8,7 +8,7 @@
 
 /* The file, checked: `spec` has its keys, with scalars as strings but for
  *   seeds, threads: integers;  claims[].against: a string or a number;  claims[].sign: 1 or -1;  measures[].missing: a number or null
- *   prepare, run: lists of commands, each a list of words (an arm may have its own);  vars, set: objects of strings, also of each arm */
+ *   prepare, run: lists of commands, each a list of words (an arm may have its own);  vars, set: objects of strings, also of each arm;  templates: name -> path */
 struct op_experiment {
     json_t *spec;
     char *path;
@@ -21,11 +21,15 @@ struct op_experiment {
 /* The words of a cell's commands. ${cell} and ${prepared} stay in them: what they stand for follows from the key. The caller decrefs. */
 op_status op_cell_commands(const op_experiment *x, const json_t *arm, int64_t seed, const char *which, json_t **out, op_error *e);
 
+/* The files that are made for a cell from templates: name -> text. The caller decrefs. */
+op_status op_cell_files(const op_experiment *x, const json_t *arm, int64_t seed, json_t **out, op_error *e);
+
 /* What decides a cell's result. All owned. */
 typedef struct op_cell {
     const json_t *arm; /* borrowed from the experiment */
     int64_t seed;
     json_t *prepare, *run; /* commands; prepare may be empty */
+    json_t *files;         /* name -> text */
     json_t *inputs;        /* path -> hash */
     char prepare_key[OP_HASH_HEX], key[OP_HASH_HEX];
 } op_cell;

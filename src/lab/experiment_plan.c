@@ -165,6 +165,45 @@ op_status op_cell_commands(const op_experiment *x, const json_t *arm, int64_t se
     return status;
 }
 
+/* ---- files made from templates ---- */
+
+static op_status fill_template(const op_experiment *x, const json_t *arm, int64_t seed, const char *path, op_buf *out, op_error *e)
+{
+    op_buf name, text;
+    op_buf_init(&name, 1 << 16);
+    op_buf_init(&text, OP_YAML_BYTES_MAX);
+    op_status status = fill(x, arm, seed, path, &name, e);
+    if (!status)
+        status = op_file_read(name.data ? name.data : "", &text, e);
+    if (!status && (status = fill(x, arm, seed, text.data, out, e)))
+        op_error_prefix(e, "%.200s", name.data);
+    op_buf_release(&name);
+    op_buf_release(&text);
+    return status;
+}
+
+op_status op_cell_files(const op_experiment *x, const json_t *arm, int64_t seed, json_t **out, op_error *e)
+{
+    const char *name;
+    json_t *path;
+    *out = json_object();
+    op_status status = *out ? OP_OK : no_memory(e);
+    json_object_foreach(json_object_get(x->spec, "templates"), name, path) {
+        op_buf text;
+        op_buf_init(&text, 2 * OP_YAML_BYTES_MAX);
+        if (!status)
+            status = fill_template(x, arm, seed, json_string_value(path), &text, e);
+        if (!status && json_object_set_new(*out, name, json_string(text.data ? text.data : "")))
+            status = no_memory(e);
+        op_buf_release(&text);
+    }
+    if (status) {
+        json_decref(*out);
+        *out = NULL;
+    }
+    return status;
+}
+
 /* ---- inputs ---- */
 
 static bool is_regular(const char *path)
@@ -225,17 +264,47 @@ typedef struct finder {
 
 static op_status add_input(finder *f, const char *path);
 
-/* A YAML file names other files; what is none of them is no path. */
-static op_status add_named_in(finder *f, const char *path)
+/* A YAML file names other files, from where the program runs or from where the file lies; what is neither is no path. */
+static op_status add_named_in(finder *f, yaml_document_t *doc, const char *beside)
+{
+    const char *slash = strrchr(beside, '/');
+    op_status status = OP_OK;
+    for (const yaml_node_t *node = doc->nodes.start; !status && node < doc->nodes.top; node++) {
+        if (node->type != YAML_SCALAR_NODE)
+            continue;
+        status = add_input(f, op_yaml_text(node));
+        op_buf path;
+        op_buf_init(&path, 1 << 16);
+        if (!status && slash && op_yaml_text(node)[0] != '/')
+            status = op_buf_add(&path, beside, (size_t)(slash - beside) + 1) || op_buf_puts(&path, op_yaml_text(node)) ? no_memory(f->e) : add_input(f, path.data);
+        op_buf_release(&path);
+    }
+    return status;
+}
+
+static op_status add_named_by(finder *f, const char *path)
 {
     yaml_document_t doc;
     op_status status = op_yaml_open(&doc, path, NULL);
     if (status)
         return status == OP_ERR_NOMEM ? no_memory(f->e) : OP_OK; /* the command will say what is wrong with it */
-    for (const yaml_node_t *node = doc.nodes.start; !status && node < doc.nodes.top; node++)
-        if (node->type == YAML_SCALAR_NODE)
-            status = add_input(f, op_yaml_text(node));
+    status = add_named_in(f, &doc, path);
     yaml_document_delete(&doc);
+    return status;
+}
+
+static op_status add_named_by_files(finder *f, const json_t *files)
+{
+    const char *name;
+    json_t *text;
+    op_status status = OP_OK;
+    json_object_foreach((json_t *)files, name, text) {
+        yaml_document_t doc;
+        if (status || op_yaml_load(&doc, json_string_value(text), json_string_length(text), name, NULL))
+            continue;
+        status = add_named_in(f, &doc, name);
+        yaml_document_delete(&doc);
+    }
     return status;
 }
 
@@ -260,7 +329,7 @@ static op_status add_input(finder *f, const char *path)
         status = no_memory(f->e);
     size_t n = strlen(path);
     bool yaml = (n > 5 && !strcmp(path + n - 5, ".yaml")) || (n > 4 && !strcmp(path + n - 4, ".yml"));
-    return status || !yaml ? status : add_named_in(f, path);
+    return status || !yaml ? status : add_named_by(f, path);
 }
 
 static op_status add_inputs(finder *f, const json_t *commands)
@@ -294,9 +363,9 @@ static op_status hash_json(const json_t *value, char hex[OP_HASH_HEX], op_error 
 
 static op_status make_keys(op_cell *c, const op_experiment *x, const char *version, json_t *hashes, op_error *e)
 {
-    json_t *none = json_object(), *listed = json_object_get(x->spec, "inputs"), *path, *threads = json_object_get(x->spec, "threads");
+    json_t *listed = json_object_get(x->spec, "inputs"), *path, *threads = json_object_get(x->spec, "threads");
     c->inputs = json_object();
-    op_status status = none && c->inputs ? OP_OK : no_memory(e);
+    op_status status = c->inputs ? OP_OK : no_memory(e);
     finder f = {hashes, c->inputs, e};
     size_t i;
     json_array_foreach(listed, i, path) {
@@ -313,11 +382,13 @@ static op_status make_keys(op_cell *c, const op_experiment *x, const char *versi
     json_decref(what);
     if (!status)
         status = add_inputs(&f, c->run);
-    what = status ? NULL : json_pack("{ss sO ss sO sO}", "version", version, "threads", threads, "prepared", c->prepare_key, "commands", c->run, "inputs", c->inputs);
+    if (!status)
+        status = add_named_by_files(&f, c->files);
+    what = status ? NULL : json_pack("{ss sO ss sO sO sO}", "version", version, "threads", threads, "prepared", c->prepare_key, "commands", c->run, "files", c->files,
+                                     "inputs", c->inputs);
     if (!status)
         status = hash_json(what, c->key, e);
     json_decref(what);
-    json_decref(none);
     return status;
 }
 
@@ -327,6 +398,8 @@ op_status op_cell_plan(op_cell *out, const op_experiment *x, const json_t *arm, 
     op_status status = op_cell_commands(x, arm, seed, "prepare", &out->prepare, e);
     if (!status)
         status = op_cell_commands(x, arm, seed, "run", &out->run, e);
+    if (!status)
+        status = op_cell_files(x, arm, seed, &out->files, e);
     if (!status)
         status = make_keys(out, x, version, hashes, e);
     if (status)
@@ -338,6 +411,7 @@ void op_cell_release(op_cell *c)
 {
     json_decref(c->prepare);
     json_decref(c->run);
+    json_decref(c->files);
     json_decref(c->inputs);
     *c = (op_cell){0};
 }

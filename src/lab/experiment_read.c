@@ -369,7 +369,7 @@ static void read_small(reader *r, json_t *spec, const yaml_node_t *root, bool sm
 
 static void read_root(reader *r, json_t *spec, const yaml_node_t *root, bool small)
 {
-    static const char *const keys[] = {"name", "question", "subject", "seeds", "threads", "allow_programs", "vars", "set", "inputs", "prepare", "run", "arms",
+    static const char *const keys[] = {"name", "question", "subject", "seeds", "threads", "allow_programs", "vars", "set", "inputs", "templates", "prepare", "run", "arms",
                                        "measures", "claims", "compute", "curves", "small", NULL};
     check_keys(r, root, keys);
     name_of(r, spec, root, "name");
@@ -383,6 +383,7 @@ static void read_root(reader *r, json_t *spec, const yaml_node_t *root, bool sma
     json_decref(words);
     put(r, spec, "allow_programs", json_boolean(programs));
     put_settings(r, spec, root);
+    put(r, spec, "templates", settings(r, get(r, root, "templates", YAML_MAPPING_NODE, false)));
     read_compute(r, spec, root);
     bool run = put_commands(r, spec, root, "run", programs);
     put_commands(r, spec, root, "prepare", programs);
@@ -398,16 +399,17 @@ static void read_root(reader *r, json_t *spec, const yaml_node_t *root, bool sma
     read_small(r, spec, root, small);
 }
 
-/* Every command of every arm can be made: a variable that nobody set is found now, not after an hour. */
+/* Every command and file of every arm can be made: a variable that nobody set is found now, not after an hour. */
 static op_status check_commands(const op_experiment *x, op_error *e)
 {
     size_t i;
     json_t *arm;
     op_status status = OP_OK;
+    int64_t seed = json_integer_value(json_array_get(json_object_get(x->spec, "seeds"), 0));
     json_array_foreach(json_object_get(x->spec, "arms"), i, arm)
-        for (int k = 0; !status && k < 2; k++) {
+        for (int k = 0; !status && k < 3; k++) {
             json_t *made = NULL;
-            status = op_cell_commands(x, arm, json_integer_value(json_array_get(json_object_get(x->spec, "seeds"), 0)), k ? "run" : "prepare", &made, e);
+            status = k == 2 ? op_cell_files(x, arm, seed, &made, e) : op_cell_commands(x, arm, seed, k ? "run" : "prepare", &made, e);
             json_decref(made);
         }
     return status ? op_error_prefix(e, "%s", x->path) : OP_OK;

@@ -79,7 +79,20 @@ static int64_t threads_of(const op_experiment *x)
 
 /* ---- planning ---- */
 
-/* The words with ${cell} and ${prepared} filled in. */
+/* Appends a text with ${cell} and ${prepared} filled in; false when memory is out. */
+static bool fill_text(const char *s, const char *cell, const char *prepared, op_buf *out)
+{
+    while (*s) {
+        const char *a = strstr(s, "${cell}"), *b = strstr(s, "${prepared}"), *mark = !a || (b && b < a) ? b : a;
+        if (!mark)
+            return !op_buf_puts(out, s);
+        if (op_buf_add(out, s, (size_t)(mark - s)) || op_buf_puts(out, mark == a ? cell : prepared))
+            return false;
+        s = strchr(mark, '}') + 1;
+    }
+    return true;
+}
+
 static op_status fill_paths(const json_t *commands, const char *cell, const char *prepared, json_t **out, op_error *e)
 {
     size_t i, k;
@@ -92,17 +105,7 @@ static op_status fill_paths(const json_t *commands, const char *cell, const char
         json_array_foreach(command, k, word) {
             op_buf text;
             op_buf_init(&text, 1 << 16);
-            for (const char *s = json_string_value(word); ok && *s;) {
-                const char *mark = strstr(s, "${");
-                size_t n = mark ? (size_t)(mark - s) : strlen(s);
-                ok = !op_buf_add(&text, s, n);
-                s += n;
-                if (ok && mark) {
-                    ok = !op_buf_puts(&text, !strncmp(s, "${cell}", 7) ? cell : prepared);
-                    s = strchr(s, '}') + 1;
-                }
-            }
-            ok = ok && !json_array_append_new(words, json_string(text.data ? text.data : ""));
+            ok = ok && fill_text(json_string_value(word), cell, prepared, &text) && !json_array_append_new(words, json_string(text.data ? text.data : ""));
             op_buf_release(&text);
         }
     }
@@ -318,9 +321,9 @@ static op_status write_result(const lab *l, const job *j, op_error *e)
     char *path = op_cell_result_path(l->x, l->o->results, j->cell.arm, j->cell.seed);
     op_status status = path ? op_cell_collect(j->commands, j->dir, &left, e) : no_memory(e);
     if (!status) {
-        result = json_pack("{ss sO sI ss ss sO sO sO sO sf sO sO}", "experiment", op_experiment_name(l->x), "arm", json_object_get(j->cell.arm, "name"), "seed",
+        result = json_pack("{ss sO sI ss ss sO sO sO sO sO sf sO sO}", "experiment", op_experiment_name(l->x), "arm", json_object_get(j->cell.arm, "name"), "seed",
                            (json_int_t)j->cell.seed, "key", j->cell.key, "version", l->o->version, "threads", json_object_get(l->x->spec, "threads"), "prepare",
-                           j->cell.prepare, "run", j->cell.run, "inputs", j->cell.inputs, "seconds", j->seconds, "figures", json_object_get(left, "figures"),
+                           j->cell.prepare, "run", j->cell.run, "files", j->cell.files, "inputs", j->cell.inputs, "seconds", j->seconds, "figures", json_object_get(left, "figures"),
                            "transcripts", json_object_get(left, "transcripts"));
         status = result && !op_json_append(&line, result) ? op_file_put(path, line.data, line.len, e) : no_memory(e);
     }
@@ -428,11 +431,32 @@ static op_status go_on(lab *l, job *j, op_error *e)
     return status;
 }
 
+static op_status write_files(const job *j, op_error *e)
+{
+    const char *name;
+    json_t *text;
+    op_status status = OP_OK;
+    json_object_foreach(j->cell.files, name, text) {
+        char *path = op_path_join(j->dir, name);
+        op_buf filled;
+        op_buf_init(&filled, OP_JSON_BYTES_MAX);
+        if (!status && (!path || !fill_text(json_string_value(text), j->dir, j->prepared, &filled)))
+            status = no_memory(e);
+        if (!status)
+            status = op_file_put(path, filled.data ? filled.data : "", filled.len, e);
+        op_buf_release(&filled);
+        op_free(path);
+    }
+    return status;
+}
+
 static op_status start_job(lab *l, job *j, op_error *e)
 {
     op_status status = op_dir_make(j->dir, e);
     if (!status)
         status = read_done(j, e);
+    if (!status && !j->prepares)
+        status = write_files(j, e);
     return status ? status : go_on(l, j, e);
 }
 

@@ -30,6 +30,7 @@ static const char script[] =
     " \\\"content\\\": \\\"<b>&\\\"}]}]}\" > \"$4/results.json\";;\n"
     "prepare) mkdir -p \"$2\"; echo weights > \"$2/weights\"; sleep 0.02;;\n"
     "needs) test -f \"$2/weights\";;\n"
+    "copy) cp \"$2\" \"$3/copy\"; echo '{\"trials\": 1}' > \"$3/results.json\";;\n"
     "nap) sleep \"$2\";;\n"
     "fail) echo out of luck; exit 3;;\n"
     "forever) echo $$ > \"$here/pid\"; exec sleep 60;;\n"
@@ -46,6 +47,7 @@ static const char head[] =
     "  - {name: learning, path: curve, x: x, y: y}\n"
     "small: {seeds: 2, vars: {nap: 0}}\n";
 static const char body[] =
+    "templates: {note.txt: \"${here}/operant.sh\"}\n"
     "run:\n"
     "  - operant cell ${kind} ${seed} ${cell}\n"
     "arms:\n"
@@ -237,6 +239,41 @@ static void the_key_of_a_cell_follows_from_commands_files_and_version_and_from_n
             assert_string_not_equal(keys[i], keys[k]);
 }
 
+static void a_template_becomes_a_file_of_each_cell(void **state)
+{
+    (void)state;
+    put_file("data.txt", "one");
+    put_file("protocol.yaml", "mark: ${kind} # of ${seed}\nfile: data.txt\nplace: ${cell}\n");
+    op_experiment *x = read_file(experiment("toy.yaml", "vars: {protocol: protocol.yaml}\ntemplates: {p.yaml: \"${here}/${protocol}\"}\nrun:\n  - operant copy ${cell}/p.yaml ${cell} ${kind} ${seed}\n"
+                                                        "arms:\n  - {name: scalar, vars: {kind: scalar}}\n  - {name: marks, vars: {kind: marks}}\n"));
+    op_experiment_options o = options();
+    o.keep = true;
+    assert_ok(op_experiment_run(x, &o, NULL, e));
+    json_t *r = result("marks-4");
+    char name[100], expected[500];
+    snprintf(name, sizeof name, "work/toy/marks-4-%.8s/p.yaml", op_view_string(r, "key"));
+    snprintf(expected, sizeof expected, "mark: marks # of 4\nfile: data.txt\nplace: %s/work/toy/marks-4-%.8s\n", lab_dir, op_view_string(r, "key"));
+    op_buf text;
+    op_buf_init(&text, 1 << 16);
+    assert_ok(op_file_read(in_dir(name), &text, e));
+    assert_string_equal(text.data, expected);
+    op_buf_release(&text);
+    json_decref(r);
+    /* another text: another key, and what is finished is stale */
+    put_file("protocol.yaml", "mark: ${kind}\n");
+    json_t *a = analyse(in_dir("toy.yaml"));
+    assert_int_equal(json_array_size(op_view(a, "cells.stale")), 12);
+    json_decref(a);
+    assert_ok(op_experiment_run(x, &o, NULL, e));
+    assert_int_equal(calls("copy"), 24);
+    op_experiment_free(x);
+    op_error why = {0};
+    put_file("protocol.yaml", "mark: ${nobody}\n");
+    assert_int_equal(op_experiment_read(&x, in_dir("toy.yaml"), false, &why), OP_ERR_FORMAT);
+    assert_message_has(&why, "protocol.yaml");
+    assert_message_has(&why, "${nobody}");
+}
+
 /* ---- running ---- */
 
 static void a_finished_cell_is_never_run_again(void **state)
@@ -263,7 +300,7 @@ static void a_finished_cell_is_never_run_again(void **state)
     json_decref(r);
     /* another word, another cell: one arm changes and alone is run again */
     op_error why = {0};
-    assert_int_equal(run(experiment("toy.yaml", "run:\n  - operant cell ${kind} ${seed} ${cell}\narms:\n  - {name: scalar, vars: {kind: plain}}\n  - {name: marks, vars: {kind: marks}}\n"), &why),
+    assert_int_equal(run(experiment("toy.yaml", "templates: {note.txt: \"${here}/operant.sh\"}\nrun:\n  - operant cell ${kind} ${seed} ${cell}\narms:\n  - {name: scalar, vars: {kind: plain}}\n  - {name: marks, vars: {kind: marks}}\n"), &why),
                      OP_OK);
     assert_int_equal(calls("cell"), 18);
     assert_int_equal(calls("plain"), 6);
@@ -756,6 +793,7 @@ int main(void)
         cmocka_unit_test_setup(a_mistake_in_a_file_is_named_with_its_line, forget),
         cmocka_unit_test_setup(variables_and_settings_make_the_words_of_a_command, forget),
         cmocka_unit_test_setup(the_key_of_a_cell_follows_from_commands_files_and_version_and_from_nothing_else, forget),
+        cmocka_unit_test_setup(a_template_becomes_a_file_of_each_cell, forget),
         cmocka_unit_test_setup(a_finished_cell_is_never_run_again, forget),
         cmocka_unit_test_setup(what_arms_prepare_alike_is_prepared_once, forget),
         cmocka_unit_test_setup(a_cell_that_fails_names_its_log_and_stops_no_other, forget),
