@@ -187,9 +187,10 @@ typedef struct op_tap {
     op_status (*forward)(void *ctx, int32_t layer, const op_batch *b, float *resid);
     op_status (*backward)(void *ctx, int32_t layer, const op_batch *b, float *dresid);
 } op_tap;
-/* Replaces the taps; the array is copied. Called in the order given within a layer. In generation, batches hold one new token a row. */
+/* Replaces the taps; the array is copied. Called in the order given within a layer. In generation, batches hold one new token a row.
+ * Fails only where memory is out and there are more than before. */
 op_status op_model_set_taps(op_model *m, const op_tap *taps, size_t n);
-/* The taps that are set, borrowed until the next call of op_model_set_taps: who needs the model for a moment puts them back. */
+/* The taps that are set, borrowed until the next call of op_model_set_taps: who needs the model for a moment puts a copy back. */
 const op_tap *op_model_taps(const op_model *m, size_t *n);
 
 /* Sees every chunk of logits [n, V] that op_model_logprobs computes; tokens[i] is the batch index of the token predicted by row i. In a

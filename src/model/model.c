@@ -554,13 +554,12 @@ op_status op_model_fingerprint(const op_model *m, char hex[65], op_error *e)
 
 op_status op_model_set_taps(op_model *m, const op_tap *taps, size_t n)
 {
-    op_tap *copy = op_alloc_array(n, sizeof *copy);
-    if (!copy)
+    op_tap *room = n > m->n_taps ? op_realloc(m->taps, n * sizeof *room) : m->taps;
+    if (n && !room)
         return OP_ERR_NOMEM;
     if (n)
-        memcpy(copy, taps, n * sizeof *copy);
-    op_free(m->taps);
-    m->taps = copy;
+        memmove(room, taps, n * sizeof *room); /* they may be its own */
+    m->taps = room;
     m->n_taps = n;
     return OP_OK;
 }

@@ -25,7 +25,7 @@
 #include "io/json.h"
 #include "trial/settings.h"
 
-enum { STREAM_MARKER = 0x6d6b };
+enum { STREAM_MARKER = 0x6d6b, AT_ONCE = 64 /* trials whose states are held */ };
 
 typedef struct marker {
     json_t *settings;
@@ -44,9 +44,10 @@ typedef struct marker {
     int64_t rewarded;     /* trials */
     /* room */
     float *unit, *x;      /* [H], [C] */
-    float *h;             /* [rows, C] of the trial at hand */
-    size_t h_room;
-    int32_t first, rows;  /* of the batch that the tap keeps */
+    float *h;             /* [.., C] states of the trials at hand, one after the other */
+    size_t h_room;        /* floats */
+    size_t at;            /* row of h where the tap writes */
+    int32_t first, rows;  /* what it keeps of the batch */
 } marker;
 
 static op_status no_memory(op_error *e)
@@ -61,19 +62,20 @@ static op_status keep_states(void *ctx, int32_t layer, const op_batch *batch, fl
     marker *m = ctx;
     (void)layer;
     (void)batch;
-    memcpy(m->h, resid + (size_t)m->first * m->C, (size_t)m->rows * m->C * sizeof *m->h);
+    memcpy(m->h + m->at * (size_t)m->C, resid + (size_t)m->first * m->C, (size_t)m->rows * m->C * sizeof *m->h);
     return OP_OK;
 }
 
-/* The subject as it is now reads the trial: h[0] stands at the last token of the prompt, h[i + 1] at response token i. */
-static op_status read_states(marker *m, const op_trial *t, op_error *e)
+/* The subject as it is now reads the trial: row `at` of h stands at the last token of the prompt, row at + 1 + i at response token i. */
+static op_status read_states(marker *m, const op_trial *t, size_t at, op_error *e)
 {
     int32_t n = t->n_prompt + t->n_response;
     if (n > op_model_get_config(m->model)->max_positions)
         return op_error_set(e, OP_ERR_ARG, "marker: trial %lld has %d tokens, the model takes %d", (long long)t->id, n, op_model_get_config(m->model)->max_positions);
+    m->at = at;
     m->first = t->n_prompt - 1;
     m->rows = t->n_response + 1;
-    size_t n_taps, need = (size_t)m->rows * (size_t)m->C;
+    size_t n_taps, need = (at + (size_t)m->rows) * (size_t)m->C;
     const op_tap *others = op_model_taps(m->model, &n_taps);
     op_tap *taps = op_alloc_array(n_taps + 1, sizeof *taps);
     int32_t *ids = op_alloc_array((size_t)n, sizeof *ids);
@@ -98,8 +100,7 @@ static op_status read_states(marker *m, const op_trial *t, op_error *e)
     if (!s) {
         op_seq seq = {.length = n, .parent = -1, .adapter = op_model_adapter_count(m->model) ? 0 : -1};
         s = op_model_forward(m->model, m->pass, &(op_batch){n, 1, ids, &seq}, &(op_how){0}, e);
-        if (op_model_set_taps(m->model, taps, n_taps) && !s)
-            s = no_memory(e);
+        op_model_set_taps(m->model, taps, n_taps); /* fewer: cannot fail */
     }
     op_free(taps);
     op_free(ids);
@@ -157,9 +158,9 @@ static void count_states(marker *m)
     for (int32_t r = 0; r < m->rows; r++) {
         m->states++;
         for (int32_t i = 0; i < m->C; i++) {
-            float d = m->h[(size_t)r * m->C + i] - m->mean[i];
+            float h = m->h[(m->at + (size_t)r) * (size_t)m->C + (size_t)i], d = h - m->mean[i];
             m->mean[i] += d / (float)m->states;
-            m->square[i] += d * (m->h[(size_t)r * m->C + i] - m->mean[i]);
+            m->square[i] += d * (h - m->mean[i]);
         }
     }
 }
@@ -168,7 +169,7 @@ static void count_states(marker *m)
 
 static op_status click(marker *m, op_trial *t, const char *name, op_error *e)
 {
-    op_status s = read_states(m, t, e);
+    op_status s = read_states(m, t, 0, e);
     float before = s ? 0 : predict(m, m->h);
     for (int32_t i = 0; !s && i < t->n_response; i++) {
         float v = predict(m, m->h + (size_t)(i + 1) * m->C), jump = v - before;
@@ -188,25 +189,45 @@ static op_status teach(op_teacher *t, op_trial *const *trials, size_t n, op_erro
     return s;
 }
 
-static op_status learn(op_teacher *t, op_trial *const *trials, size_t n, op_error *e)
+/* The reward pulls at the prediction after every token of the response. */
+static void step(marker *m, const float *h, int32_t rows, double reward)
 {
-    marker *m = t->ctx;
-    op_status s = OP_OK;
-    for (int64_t pass = 0; pass < m->passes; pass++)
-        for (size_t i = 0; !s && i < n; i++) {
+    for (int32_t r = 0; r < rows; r++) {
+        float v = predict(m, h + (size_t)r * m->C);
+        move(m, (float)m->lr / (float)rows * ((float)reward - v));
+    }
+}
+
+static op_status learn_some(marker *m, op_trial *const *trials, size_t n, op_error *e)
+{
+    size_t at = 0;
+    for (size_t i = 0; i < n; i++) {
+        if (!trials[i]->has_reward)
+            continue;
+        op_status s = read_states(m, trials[i], at, e);
+        if (s)
+            return s;
+        count_states(m);
+        m->rewarded++;
+        at += (size_t)m->rows;
+    }
+    for (int64_t pass = 0; pass < m->passes; pass++) {
+        at = 0;
+        for (size_t i = 0; i < n; i++) {
             if (!trials[i]->has_reward)
                 continue;
-            s = read_states(m, trials[i], e);
-            if (!s && !pass) {
-                count_states(m);
-                m->rewarded++;
-            }
-            float rate = (float)m->lr / (float)m->rows;
-            for (int32_t r = 0; !s && r < m->rows; r++) {
-                float v = predict(m, m->h + (size_t)r * m->C);
-                move(m, rate * ((float)trials[i]->reward - v));
-            }
+            step(m, m->h + at * (size_t)m->C, trials[i]->n_response + 1, trials[i]->reward);
+            at += (size_t)trials[i]->n_response + 1;
         }
+    }
+    return OP_OK;
+}
+
+static op_status learn(op_teacher *t, op_trial *const *trials, size_t n, op_error *e)
+{
+    op_status s = OP_OK;
+    for (size_t i = 0; !s && i < n; i += AT_ONCE)
+        s = learn_some(t->ctx, trials + i, n - i < AT_ONCE ? n - i : AT_ONCE, e);
     return s;
 }
 

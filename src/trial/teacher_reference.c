@@ -138,8 +138,8 @@ static op_status propose(const reference *r, op_trial *t, int32_t at, const char
 
 static op_status correct(const reference *r, op_trial *t, const op_buf *words, size_t differs, const char *target, size_t m, op_error *e)
 {
-    int32_t at;
-    size_t kept;
+    int32_t at = 0;
+    size_t kept = 0;
     op_status s = find_token(r, t, words, differs, &at, &kept, e);
     if (!s && at < t->n_response && r->mark_wrong != 0)
         s = op_trial_add_mark(t, at, at + 1, r->mark_wrong, name, NULL, e);
