@@ -14,8 +14,9 @@
 typedef struct op_classroom {
     const op_chat *chat;      /* tokenizer and template of the subject */
     op_model *model;          /* the subject, for its alternatives and hidden states; NULL: not there */
-    const char *dir;          /* files named by the teacher's settings are relative to this; NULL: the working directory */
+    const char *dir;          /* files named by the settings are looked for here first, then in the working directory; NULL: only there */
     uint64_t seed;
+    const struct op_teacher_type *more; /* types of teachers besides op_teacher_types, for teachers made of others; NULL: none */
 } op_classroom;
 
 typedef struct op_teacher op_teacher;

@@ -7,6 +7,7 @@
 #include "base/mem.h"
 #include "io/json.h"
 #include "trial/session_parts.h"
+#include "trial/settings.h"
 
 void op_cue_release(op_cue *c)
 {
@@ -16,7 +17,7 @@ void op_cue_release(op_cue *c)
     *c = (op_cue){0};
 }
 
-/* settings: {"type": "data", "file": PATH, "classes": [..]?, "limit": n?}. A line has "messages", or "prompt" (a text that stands alone, without the chat
+/* settings: {"type": "data", "file": PATH, "classes": [..]?, "limit": n?}; the file lies beside the protocol or in the working directory. A line has "messages", or "prompt" (a text that stands alone, without the chat
  * template). Where the dialogue ends with an assistant's turn, that turn (or "completion", "response", "reference") is the tag "reference": the right
  * answer as far as the file knows. "id", "class", "kind", "topic" and the members of "tags" become tags. */
 typedef struct data {
@@ -24,7 +25,7 @@ typedef struct data {
     const op_chat *chat;
     op_cue *cues;
     size_t cap;
-    const char *path;
+    char *path;
     const json_t *classes;
     int64_t limit;
 } data;
@@ -63,7 +64,8 @@ static op_status dialogue_of(op_cue *c, const json_t *messages, const char *name
 {
     size_t n = json_array_size(messages), i;
     json_t *message;
-    c->messages = json_array();
+    if (!(c->messages = json_array()))
+        return op_error_set(e, OP_ERR_NOMEM, "out of memory for the cues");
     json_array_foreach((json_t *)messages, i, message) {
         const char *role = NULL, *content = NULL;
         op_status status = op_json_get_string(message, "role", true, &role, name, e);
@@ -75,7 +77,7 @@ static op_status dialogue_of(op_cue *c, const json_t *messages, const char *name
         if (i + 1 == n && !strcmp(role, "assistant"))
             failed = json_object_set(c->tags, "reference", json_object_get(message, "content"));
         else
-            failed = !c->messages || json_array_append_new(c->messages, json_pack("{ssss}", "role", role, "content", content));
+            failed = json_array_append_new(c->messages, json_pack("{ssss}", "role", role, "content", content));
         if (failed)
             return op_error_set(e, OP_ERR_NOMEM, "out of memory for the cues");
     }
@@ -158,11 +160,13 @@ static void release(op_cue_source *s)
     for (uint64_t i = 0; i < d->base.n; i++)
         op_cue_release(&d->cues[i]);
     op_free(d->cues);
+    op_free(d->path);
     op_free(d);
 }
 
 op_status op_cues_from_data(op_cue_source **out, const json_t *settings, const op_classroom *room, op_error *e)
 {
+    static const char *const keys[] = {"type", "file", "classes", "limit", NULL};
     const char *path = NULL;
     data *d = op_alloc_zero(1, sizeof *d);
     if (!d)
@@ -170,19 +174,21 @@ op_status op_cues_from_data(op_cue_source **out, const json_t *settings, const o
     d->base = (op_cue_source){.ctx = d, .draw = draw, .free = release};
     d->chat = room->chat;
     json_t *classes = NULL;
-    op_status status = op_json_get_string(settings, "file", true, &path, "cues", e);
+    op_status status = op_settings_check(settings, keys, "cues", e);
+    if (!status)
+        status = op_json_get_string(settings, "file", true, &path, "cues", e);
+    if (!status)
+        status = op_settings_path(&d->path, room->dir, path, e);
     if (!status)
         status = op_json_get_array(settings, "classes", false, &classes, "cues", e);
     if (!status)
         status = op_json_get_int(settings, "limit", false, 0, INT32_MAX, &d->limit, "cues", e);
-    d->path = path;
     d->classes = classes;
     if (!status)
-        status = op_json_lines(path, read_line, d, e);
+        status = op_json_lines(d->path, read_line, d, e);
     if (!status && !d->base.n)
-        status = op_error_set(e, OP_ERR_FORMAT, "%s: no cue%s", path, classes ? " of these classes" : "");
-    d->path = NULL; /* borrowed from the settings */
-    d->classes = NULL;
+        status = op_error_set(e, OP_ERR_FORMAT, "%s: no cue%s", d->path, classes ? " of these classes" : "");
+    d->classes = NULL; /* borrowed from the settings */
     if (status)
         release(&d->base);
     else

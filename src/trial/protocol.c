@@ -59,8 +59,9 @@ const op_option op_stage_table[] = {
     {0},
 };
 
-/* Keys with a form of their own. */
+/* Keys with a form of their own: of the top, and without the last of a stage. */
 static const char *const structured[] = {"cues", "teacher", "schedule", "stages", NULL};
+static const char *const of_stage[] = {"cues", "teacher", "schedule", NULL};
 
 static op_status no_memory(op_error *e)
 {
@@ -74,13 +75,13 @@ static bool is_among(const char *word, const char *const *words)
     return *words;
 }
 
-/* Is `key` a name or alias in the table? */
+/* Is `key` a name or alias in the table? One that ends in '.': the beginning of one? */
 static bool has_key(const op_option *table, const char *key)
 {
     size_t n = strlen(key);
     for (; table && table->key; table++)
         for (const char *at = table->key; at; at = strchr(at, '|') ? strchr(at, '|') + 1 : NULL)
-            if (strcspn(at, "|") == n && !strncmp(at, key, n))
+            if (!strncmp(at, key, n) && (strcspn(at, "|") == n || key[n - 1] == '.'))
                 return true;
     return false;
 }
@@ -99,21 +100,53 @@ static op_status add_scalar(op_buf *out, const json_t *v)
     }
 }
 
+/* Where members of a mapping go: a table and, as `apart`, keys that are read elsewhere. A list of them ends without a table. */
 typedef struct target {
     void *settings;
     const op_option *table;
+    const char *const *apart;
 } target;
 
-/* Sets one key of the first target that knows it. */
+static const target *find_target(const target *to, const char *key)
+{
+    while (to->table && !has_key(to->table, key))
+        to++;
+    return to->table ? to : NULL;
+}
+
+/* Names the nearest key that there is. */
+static op_status unknown_key(const target *to, const char *key, const char *name, op_error *e)
+{
+    enum { KEYS_MAX = 200, KEY_MAX = 64 };
+    char room[KEYS_MAX][KEY_MAX];
+    const char *words[KEYS_MAX + 1];
+    size_t n = 0;
+    for (const char *const *apart = to->apart; *apart && n < KEYS_MAX; apart++)
+        words[n++] = *apart;
+    for (; to->table; to++)
+        for (const op_option *o = to->table; o->key; o++)
+            for (const char *at = o->key; n < KEYS_MAX; at += strcspn(at, "|") + 1) {
+                snprintf(room[n], KEY_MAX, "%.*s", (int)strcspn(at, "|"), at);
+                words[n] = room[n];
+                n++;
+                if (!strchr(at, '|'))
+                    break;
+            }
+    words[n] = NULL;
+    const char *near = op_config_nearest(key, words);
+    return op_error_set(e, OP_ERR_ARG, "%s: unknown key \"%.100s\"%s%s%s", name, key, near ? ", did you mean \"" : "", near ? near : "", near ? "\"" : "");
+}
+
+/* Sets one key of the first target that knows it; null leaves it as it is. */
 static op_status set_value(const target *to, const char *key, const json_t *v, const char *name, op_error *e)
 {
     op_error why = {0};
     op_buf word;
-    const target *t = to;
-    while (t->table && !has_key(t->table, key))
-        t++;
-    if (!t->table)
-        t = to; /* its error names the nearest key */
+    const target *t = find_target(to, key);
+    if (!t)
+        return unknown_key(to, key, name, e);
+    if (json_is_null(v))
+        return OP_OK;
     op_buf_init(&word, 1 << 20);
     op_status status = op_buf_printf(&word, "%s=", key);
     size_t i;
@@ -131,21 +164,26 @@ static op_status set_value(const target *to, const char *key, const json_t *v, c
     return status ? op_error_set(e, status, "%s: %s", name, why.message) : OP_OK;
 }
 
-/* Sets every member of an object, nested ones as "outer.inner"; structured keys of the top are left to the caller. */
+/* Sets every member of an object, nested ones as "outer.inner"; what is read elsewhere is left alone. */
 static op_status set_members(const target *to, const json_t *object, const char *prefix, const char *name, op_error *e)
 {
     const char *key;
     json_t *value;
     json_object_foreach((json_t *)object, key, value) {
         char full[128];
-        if (!*prefix && is_among(key, structured))
+        if (!*prefix && is_among(key, to->apart))
             continue;
         if ((size_t)snprintf(full, sizeof full, "%s%s", prefix, key) >= sizeof full - 1)
             return op_error_set(e, OP_ERR_FORMAT, "%s: a key of more than %zu characters", name, sizeof full - 2);
         op_status status;
         if (json_is_object(value)) {
             strcat(full, ".");
-            status = set_members(to, value, full, name, e);
+            if (find_target(to, full)) {
+                status = set_members(to, value, full, name, e);
+            } else {
+                full[strlen(full) - 1] = 0;
+                status = unknown_key(to, full, name, e);
+            }
         } else {
             status = set_value(to, full, value, name, e);
         }
@@ -199,7 +237,7 @@ static op_status read_stage(op_protocol *p, op_stage_plan *plan, const json_t *o
         s->settings = op_alloc_zero(1, s->method->settings_size);
         status = s->settings ? op_config_init(s->settings, s->method->table, e) : no_memory(e);
     }
-    const target to[] = {{s, op_stage_table}, {s->settings, s->method->table}, {0}};
+    const target to[] = {{s, op_stage_table, of_stage}, {s->settings, s->method->table, of_stage}, {0}};
     if (!status)
         status = set_members(to, object, "", name, e);
     if (!status && !s->name)
@@ -216,7 +254,13 @@ static op_status read_stage(op_protocol *p, op_stage_plan *plan, const json_t *o
     plan->teacher = own_or_default(object, p->root, "teacher");
     plan->schedule = own_or_default(object, p->root, "schedule");
     plan->cues = own_or_default(object, p->root, "cues");
-    return plan->cues ? OP_OK : op_error_set(e, OP_ERR_ARG, "%s: key \"cues\" is not set, here or at the top", name);
+    if (!plan->cues)
+        return op_error_set(e, OP_ERR_ARG, "%s: key \"cues\" is not set, here or at the top", name);
+    op_reinforce_options unused;
+    status = plan->schedule ? op_reinforce_from_json(&unused, plan->schedule, 0, e) : OP_OK;
+    if (status)
+        op_error_prefix(e, "%s: key \"schedule\"", name);
+    return status;
 }
 
 static op_status read_stages(op_protocol *p, const char *path, const op_session_kit *kit, op_error *e)
@@ -253,18 +297,21 @@ static op_status override(json_t *root, const char *word, op_error *e)
     for (const char *key = word; !status;) {
         size_t n = strcspn(key, ".=");
         char part[128];
+        if (n >= sizeof part)
+            status = op_error_set(e, OP_ERR_ARG, "\"%.100s...\": a key of more than %zu characters", word, sizeof part - 1);
         snprintf(part, sizeof part, "%.*s", (int)n, key);
-        if (key[n] == '=') {
-            if (json_object_set(at, part, value))
+        size_t place = (size_t)strtoul(part, NULL, 10) - 1; /* stages.1.lr: the first stage */
+        json_t *next = json_is_array(at) ? json_array_get(at, place) : json_object_get(at, part);
+        if (!status && json_is_array(at) && !next)
+            status = op_error_set(e, OP_ERR_ARG, "\"%s\": found \"%s\", expected a number from 1 to %zu", word, part, json_array_size(at));
+        if (status || key[n] == '=') {
+            if (!status && (json_is_array(at) ? json_array_set(at, place, value) : json_object_set(at, part, value)))
                 status = no_memory(e);
             break;
         }
-        json_t *next = json_object_get(at, part);
-        if (json_is_array(at))
-            next = json_array_get(at, (size_t)strtoul(part, NULL, 10) - 1); /* stages.1.lr: the first stage */
-        if (!next && json_is_object(at) && !json_object_set_new(at, part, json_object()))
-            next = json_object_get(at, part);
-        if (!json_is_object(next) && !json_is_array(next))
+        if (!next && json_object_set_new(at, part, next = json_object()))
+            status = no_memory(e);
+        if (!status && !json_is_object(next) && !json_is_array(next))
             status = op_error_set(e, OP_ERR_ARG, "\"%s\": \"%s\" holds no further keys", word, part);
         at = next;
         key += n + 1;
@@ -302,7 +349,7 @@ op_status op_protocol_read(op_protocol *out, const char *path, const op_session_
         status = op_error_set(e, OP_ERR_FORMAT, "%s: expected a mapping with \"stages\"", path);
     for (size_t i = 0; !status && i < n_overrides; i++)
         status = override(out->root, overrides[i], e);
-    const target to[] = {{&out->o, op_protocol_table}, {0}};
+    const target to[] = {{&out->o, op_protocol_table, structured}, {0}};
     if (!status)
         status = set_members(to, out->root, "", path, e);
     if (!status)

@@ -169,9 +169,9 @@ op_status op_session_trial(op_session *s, const op_cue *cue, const int32_t *resp
     if (at == s->n_cues)
         return op_error_set(e, OP_ERR_ARG, "a trial of a cue that is not of this round");
     op_status status = add_trial(s, at, SIZE_MAX, out, e);
-    op_trial *t = *out;
     if (status)
         return status;
+    op_trial *t = *out;
     t->response = op_alloc_array((size_t)(n ? n : 1), sizeof *t->response);
     t->by = by ? op_strdup(by) : NULL;
     if (!t->response || (by && !t->by))
@@ -398,22 +398,32 @@ static bool is_success(const op_session *s, const op_trial *t)
     return t->has_reward ? t->reward > s->stage->success_above : op_trial_first_error(t) < 0;
 }
 
+/* What a trial had before its teacher spoke. */
+typedef struct before {
+    int32_t n_marks, n_alternatives;
+    bool by;
+} before;
+
 /* Takes back what the teacher said, or only the reward. */
-static void withhold(op_trial *t, int32_t n_marks, int32_t n_alternatives, bool reward_only)
+static void withhold(op_trial *t, before had, bool reward_only)
 {
     t->has_reward = false;
     t->reward = 0;
-    for (; !reward_only && t->n_marks > n_marks; t->n_marks--) {
+    for (; !reward_only && t->n_marks > had.n_marks; t->n_marks--) {
         op_free(t->marks[t->n_marks - 1].by);
         op_free(t->marks[t->n_marks - 1].note);
     }
-    for (; !reward_only && t->n_alternatives > n_alternatives; t->n_alternatives--) {
+    for (; !reward_only && t->n_alternatives > had.n_alternatives; t->n_alternatives--) {
         op_free(t->alternatives[t->n_alternatives - 1].ids);
         op_free(t->alternatives[t->n_alternatives - 1].by);
     }
+    if (!had.by && t->n_marks == had.n_marks && t->n_alternatives == had.n_alternatives) { /* nobody gave feedback */
+        op_free(t->by);
+        t->by = NULL;
+    }
 }
 
-static op_status follow(op_session *s, op_entry *x, int32_t n_marks, int32_t n_alternatives, op_error *e)
+static op_status follow(op_session *s, op_entry *x, before had, op_error *e)
 {
     double size = 1;
     op_trial *t = x->trial;
@@ -422,9 +432,10 @@ static op_status follow(op_session *s, op_entry *x, int32_t n_marks, int32_t n_a
     x->probe = op_reinforce_is_probe(s->schedule);
     op_consequence next = op_reinforce_next(s->schedule, x->success, &size);
     s->successes[s->n_successes++ % OP_SESSION_WINDOW] = x->success;
-    json_object_set_new(t->tags, "success", json_boolean(x->success));
+    if (json_object_set_new(t->tags, "success", json_boolean(x->success)))
+        return no_memory(e);
     if (next != OP_FEEDBACK)
-        withhold(t, n_marks, n_alternatives, s->stage->thin == 1 && next != OP_PROBE);
+        withhold(t, had, s->stage->thin == 1 && next != OP_PROBE);
     if (next == OP_FEEDBACK && size != 1) {
         t->reward *= size;
         if (json_object_set_new(t->tags, "jackpot", json_real(size)))
@@ -435,31 +446,43 @@ static op_status follow(op_session *s, op_entry *x, int32_t n_marks, int32_t n_a
     return OP_OK;
 }
 
+/* What a teacher says must fit the response. A trial has no id before it is stored, so its round and its place there name it. */
+static op_status check_trial(const op_session *s, const op_trial *t, op_error *e)
+{
+    op_error why = {0};
+    size_t i = index_of_trial(s, t);
+    if (i == s->n_entries)
+        return op_error_set(e, OP_ERR_ARG, "a trial that is not of this round");
+    op_status status = op_trial_check(t, op_model_get_config(s->subject.model)->vocab, &why);
+    const char *text = strncmp(why.message, "trial 0: ", 9) ? why.message : why.message + 9;
+    return status ? op_error_set(e, status, "round %lld, trial %zu: %s", (long long)s->round + 1, i + 1, text) : OP_OK;
+}
+
 op_status op_session_ask(op_session *s, op_trial *const *trials, size_t n, op_error *e)
 {
-    return s->teacher ? s->teacher->teach(s->teacher, trials, n, e) : op_error_set(e, OP_ERR_ARG, "stage \"%s\" has no teacher", s->stage->name);
+    if (!s->teacher)
+        return op_error_set(e, OP_ERR_ARG, "it has no teacher");
+    op_status status = s->teacher->teach(s->teacher, trials, n, e);
+    for (size_t i = 0; !status && i < n; i++)
+        status = check_trial(s, trials[i], e);
+    return status;
 }
 
 op_status op_session_teach(op_session *s, op_trial *const *trials, size_t n, bool *success, op_error *e)
 {
-    int32_t *marks = op_alloc_array(2 * n + 1, sizeof *marks);
-    if (!marks)
+    before *had = op_alloc_array(n + 1, sizeof *had);
+    if (!had)
         return no_memory(e);
-    for (size_t i = 0; i < n; i++) {
-        marks[2 * i] = trials[i]->n_marks;
-        marks[2 * i + 1] = trials[i]->n_alternatives;
-    }
+    for (size_t i = 0; i < n; i++)
+        had[i] = (before){trials[i]->n_marks, trials[i]->n_alternatives, trials[i]->by};
     op_status status = op_session_ask(s, trials, n, e);
-    int32_t vocab = op_model_get_config(s->subject.model)->vocab;
     for (size_t i = 0; !status && i < n; i++) {
         op_entry *x = &s->entries[index_of_trial(s, trials[i])];
-        status = op_trial_check(trials[i], vocab, e);
-        if (!status)
-            status = follow(s, x, marks[2 * i], marks[2 * i + 1], e);
+        status = follow(s, x, had[i], e);
         if (!status && success)
             success[i] = x->success;
     }
-    op_free(marks);
+    op_free(had);
     if (!status && s->teacher->learn)
         status = s->teacher->learn(s->teacher, trials, n, e);
     return status;
@@ -489,7 +512,7 @@ json_t *op_session_memory(op_session *s)
 
 uint64_t op_session_random(op_session *s, uint64_t purpose)
 {
-    return op_rng_u64(s->seed, (uint64_t)OP_STREAM_SHUFFLE | purpose << 32, (uint64_t)s->round << 24 | s->draws++);
+    return op_rng_u64(s->seed, (uint64_t)OP_STREAM_SHUFFLE | (purpose | 1u << 31) << 32, (uint64_t)s->round << 24 | s->draws++); /* not those of cue_index */
 }
 
 double op_session_success(const op_session *s, int64_t over)

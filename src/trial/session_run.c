@@ -20,7 +20,9 @@ typedef struct run {
     const op_session_kit *kit;
     op_session_result *result;
     json_t *identity, *figures; /* figures: of every finished stage */
-    char *checkpoints, run_id[65];
+    const char *path;           /* of the protocol file */
+    char *dir, *checkpoints, run_id[65];
+    json_t *begun;              /* what a resume needs, as it was when this round began; NULL: nobody can interrupt one */
     op_journal journal;
     int64_t saved;              /* round of the newest checkpoint, -1: none */
     double seconds, model_seconds;
@@ -29,6 +31,14 @@ typedef struct run {
 static op_status no_memory(op_error *e)
 {
     return op_error_set(e, OP_ERR_NOMEM, "out of memory for the session");
+}
+
+/* An error in a stage tells which, in what file. */
+static op_status of_stage(const run *r, size_t at, op_status status, op_error *e)
+{
+    if (status)
+        op_error_prefix(e, "%s: stage %zu, \"%s\"", r->path, at + 1, r->protocol.stages[at].stage.name);
+    return status;
 }
 
 static json_t *number(double x)
@@ -64,8 +74,7 @@ static void close_stage(op_session *s)
     s->source = NULL;
 }
 
-/* Everything of a stage but its counters. */
-static op_status open_stage(run *r, op_error *e)
+static op_status open_parts(run *r, op_error *e)
 {
     op_session *s = &r->s;
     const op_stage_plan *plan = &r->protocol.stages[s->stage_at];
@@ -82,6 +91,38 @@ static op_status open_stage(run *r, op_error *e)
     if (!status)
         status = op_reinforce_new(&s->schedule, &schedule, e);
     return status ? status : op_lesson_new(&s->lesson, &s->stage->lesson, e);
+}
+
+/* Everything of a stage but its counters. */
+static op_status open_stage(run *r, op_error *e)
+{
+    return of_stage(r, r->s.stage_at, open_parts(r, e), e);
+}
+
+static bool is_new(const run *r, size_t at)
+{
+    const op_stage_plan *x = &r->protocol.stages[at];
+    for (size_t i = 0; i < at; i++) {
+        const op_stage_plan *y = &r->protocol.stages[i];
+        if (x->teacher == y->teacher && x->schedule == y->schedule && x->cues == y->cues)
+            return false;
+    }
+    return true;
+}
+
+/* Opens every stage that differs from those before it, and closes it again: what is wrong with the last one should not come out when the others are done. */
+static op_status try_stages(run *r, op_error *e)
+{
+    op_session *s = &r->s;
+    op_status status = OP_OK;
+    for (s->stage_at = 1; !status && s->stage_at < r->protocol.n; s->stage_at++) {
+        if (!is_new(r, s->stage_at))
+            continue;
+        status = open_stage(r, e);
+        close_stage(s);
+    }
+    s->stage_at = 0;
+    return status;
 }
 
 static bool stage_is_over(const op_session *s)
@@ -112,11 +153,11 @@ static op_status save_extra(run *r, json_t **out, op_error *e)
     op_status status = op_reinforce_save(s->schedule, &schedule, e);
     if (!status && s->teacher && s->teacher->save)
         status = s->teacher->save(s->teacher, &teacher, e);
-    *out = status ? NULL : json_pack("{sI sI sI sI sI sI sI so so so* sf sI sO sO}", "stage", (json_int_t)s->stage_at, "stage_round", (json_int_t)s->stage_round,
+    *out = status ? NULL : json_pack("{sI sI sI sI sI sI sI so so so* sf sI sO so}", "stage", (json_int_t)s->stage_at, "stage_round", (json_int_t)s->stage_round,
                                      "stage_trials", (json_int_t)s->stage_trials, "stage_tokens", (json_int_t)s->stage_tokens, "trials", (json_int_t)s->trials,
                                      "cues", (json_int_t)s->cues_drawn, "told", (json_int_t)s->n_successes, "successes", successes_json(s), "schedule",
                                      schedule, "teacher", teacher, "baseline", baseline.mean, "baseline_count", (json_int_t)baseline.count, "figures",
-                                     r->figures, "memory", s->memory);
+                                     r->figures, "memory", json_deep_copy(s->memory));
     return status || *out ? status : no_memory(e);
 }
 
@@ -166,17 +207,24 @@ static op_status load_extra(run *r, json_t *x, op_error *e)
     return r->figures && s->memory ? OP_OK : no_memory(e);
 }
 
-static op_status save(run *r, op_error *e)
+static op_status save_as(run *r, json_t *extra, int64_t trials, int64_t tokens, op_error *e)
 {
-    op_run_state state = {.step = r->s.round, .position = r->s.trials, .tokens = r->s.tokens, .first = {.loss = NAN}, .last = {.loss = NAN}};
+    const op_run_state state = {.step = r->s.round, .position = trials, .tokens = tokens, .first = {.loss = NAN}, .last = {.loss = NAN}, .extra = extra};
     if (r->saved == r->s.round)
         return OP_OK;
-    op_status status = save_extra(r, &state.extra, e);
-    if (!status)
-        status = op_checkpoint_save(r->checkpoints, r->s.learner, &state, r->identity, (int32_t)r->protocol.o.trainee.save_total_limit, e);
-    json_decref(state.extra);
+    op_status status = op_checkpoint_save(r->checkpoints, r->s.learner, &state, r->identity, (int32_t)r->protocol.o.trainee.save_total_limit, e);
     if (!status)
         r->saved = r->s.round;
+    return status;
+}
+
+static op_status save(run *r, op_error *e)
+{
+    json_t *extra = NULL;
+    op_status status = r->saved == r->s.round ? OP_OK : save_extra(r, &extra, e);
+    if (!status)
+        status = save_as(r, extra, r->s.trials, r->s.tokens, e);
+    json_decref(extra);
     return status;
 }
 
@@ -206,6 +254,8 @@ static op_status store_round(run *r, op_error *e)
             x->trial->redo_of = s->entries[x->parent].trial->id;
         snprintf(key, sizeof key, "%.32s/%lld/%zu", r->run_id, (long long)s->round, i);
         status = op_store_add(s->store, x->trial, key, e);
+        if (status == OP_ERR_MISMATCH)
+            op_error_prefix(e, "another build or number of threads made what is in the store, name another with store=");
     }
     if (!status)
         return op_store_commit(s->store, e);
@@ -228,12 +278,12 @@ static double mean_reward(const op_session *s)
 static op_status log_round(run *r, const op_session_progress *p, op_error *e)
 {
     const op_lesson_stats *l = &p->lesson;
-    json_t *line = json_pack("{sI ss sI sI sI so so so so so so so so so so sf sI sf sf}", "step", (json_int_t)r->s.round, "stage", p->stage, "stage_round",
+    json_t *line = json_pack("{sI ss sI sI sI so so so so so so so so so so so so sI sf sf}", "step", (json_int_t)r->s.round, "stage", p->stage, "stage_round",
                              (json_int_t)p->round, "trials", (json_int_t)p->trials, "sampled_tokens", (json_int_t)p->tokens, "success", number(p->success),
                              "reward", number(p->reward), "policy_loss", number(l->policy_loss), "preference_loss", number(l->preference_loss),
                              "imitation_loss", number(l->imitation_loss), "entropy", number(l->entropy), "kl", number(l->kl), "clip_fraction",
-                             number(l->clip_fraction), "zero_variance", number(l->zero_variance), "marks_per_trial", number(l->marks_per_trial), "grad_norm",
-                             l->step.grad_norm, "trained_tokens", (json_int_t)l->step.trained, "model_share", p->model_share, "seconds", p->seconds);
+                             number(l->clip_fraction), "zero_variance", number(l->zero_variance), "marks_per_trial", number(l->marks_per_trial),
+                             "preference_accuracy", number(l->preference_accuracy), "grad_norm", number(l->step.grad_norm), "trained_tokens", (json_int_t)l->step.trained, "model_share", p->model_share, "seconds", p->seconds);
     return line ? op_journal_add(&r->journal, line, e) : no_memory(e);
 }
 
@@ -242,21 +292,30 @@ static op_status learn(run *r, op_session_progress *p, op_error *e)
     op_session *s = &r->s;
     op_status status = OP_OK;
     double start = op_seconds();
-    for (int64_t u = 0; !status && u < s->stage->updates && op_lesson_items(s->lesson); u++)
+    for (int64_t u = 0; !status && u < s->stage->updates && (!u || op_lesson_items(s->lesson)); u++)
         status = op_lesson_learn(s->lesson, s->learner, s->reference.model, u ? NULL : s->policy, s->stage->lr, &p->lesson, e);
     s->model_seconds += op_seconds() - start;
     op_lesson_clear(s->lesson);
     return status;
 }
 
+static op_status remember_begin(run *r, op_error *e)
+{
+    json_decref(r->begun);
+    r->begun = NULL;
+    return r->s.callbacks->stop && r->saved != r->s.round ? save_extra(r, &r->begun, e) : OP_OK;
+}
+
 static op_status do_round(run *r, op_error *e)
 {
     op_session *s = &r->s;
     double start = op_seconds();
-    op_session_progress p = {.stage = s->stage->name, .method = s->stage->method->name, .rounds = s->stage->rounds, .lesson = {.entropy = NAN, .kl = NAN}};
-    p.lesson.policy_loss = p.lesson.preference_loss = p.lesson.imitation_loss = p.lesson.clip_fraction = p.lesson.zero_variance = p.lesson.marks_per_trial = NAN;
+    op_session_progress p = {.stage = s->stage->name, .method = s->stage->method->name, .rounds = s->stage->rounds};
+    int64_t trials = s->trials, tokens = s->tokens;
     name_policy(r);
-    op_status status = s->stage->method->round(s, s->stage, e);
+    op_status status = remember_begin(r, e);
+    if (!status)
+        status = of_stage(r, s->stage_at, s->stage->method->round(s, s->stage, e), e);
     if (!status)
         status = store_round(r, e);
     p.reward = mean_reward(s);
@@ -264,6 +323,10 @@ static op_status do_round(run *r, op_error *e)
         status = learn(r, &p, e);
     double model = s->model_seconds;
     op_session_clear_round(s);
+    if (status == OP_ERR_INTERRUPTED && r->begun) { /* in the middle: a resume does this round again */
+        op_status saved = save_as(r, r->begun, trials, tokens, e);
+        status = saved ? saved : status;
+    }
     if (status)
         return status;
     s->round++;
@@ -318,9 +381,8 @@ static op_status run_stages(run *r, op_error *e)
         if (!status && r->protocol.o.save_rounds && s->round % r->protocol.o.save_rounds == 0)
             status = save(r, e);
     }
-    if (status == OP_ERR_INTERRUPTED) /* in the middle of a round: the last checkpoint is its beginning or earlier */
-        return op_error_set(e, OP_ERR_INTERRUPTED, "stopped in round %lld; the same command goes on from round %lld", (long long)s->round + 1,
-                            (long long)(r->saved > 0 ? r->saved : 0) + 1);
+    if (status == OP_ERR_INTERRUPTED)
+        return op_error_set(e, OP_ERR_INTERRUPTED, "stopped in round %lld; the same command goes on from its beginning", (long long)s->round + 1);
     if (!status && s->stage_at < r->protocol.n) {
         status = save(r, e);
         if (!status)
@@ -396,7 +458,8 @@ static op_status resume(run *r, op_error *e)
         r->saved = state.step;
         json_decref(state.extra);
     } else if (!status) {
-        status = open_stage(r, e);
+        status = try_stages(r, e);
+        status = status ? status : open_stage(r, e);
     }
     if (!status)
         status = op_checkpoint_forget(r->checkpoints, path ? r->s.round : -1, e);
@@ -443,7 +506,7 @@ static op_status begin(run *r, op_error *e)
     s->seed = (uint64_t)o->seed;
     op_status status = r->figures && r->checkpoints ? op_trainee_open(&s->subject, o, e) : no_memory(e);
     s->subject.adapter = o->method == OP_METHOD_LORA ? 0 : -1;
-    s->room = (op_classroom){.chat = &s->subject.chat, .model = s->subject.model, .seed = s->seed};
+    s->room = (op_classroom){.chat = &s->subject.chat, .model = s->subject.model, .dir = r->dir, .seed = s->seed, .more = r->kit->teachers};
     if (!status)
         status = open_reference(r, e);
     if (!status)
@@ -476,6 +539,8 @@ static void end(run *r)
     op_subject_close(&s->subject);
     json_decref(r->identity);
     json_decref(r->figures);
+    json_decref(r->begun);
+    op_free(r->dir);
     op_free(r->checkpoints);
     op_protocol_release(&r->protocol);
 }
@@ -492,10 +557,14 @@ op_status op_session_run(const char *protocol, const op_session_kit *kit, const 
         return no_memory(e);
     r->kit = kit;
     r->result = result;
+    r->path = protocol;
+    r->saved = -1;
     r->journal = (op_journal){-1, -1};
     r->s.callbacks = c ? c : &none;
     r->s.protocol = &r->protocol;
-    op_status status = op_protocol_read(&r->protocol, protocol, kit, overrides, n_overrides, e);
+    const char *slash = strrchr(protocol, '/');
+    r->dir = slash ? op_strndup(protocol, (size_t)(slash - protocol) + (slash == protocol)) : op_strdup(".");
+    op_status status = r->dir ? op_protocol_read(&r->protocol, protocol, kit, overrides, n_overrides, e) : no_memory(e);
     if (!status)
         status = begin(r, e);
     if (!status)

@@ -78,5 +78,9 @@ op_status op_settings_words(const json_t *settings, const char *key, bool requir
 op_status op_settings_path(char **out, const char *dir, const char *path, op_error *e)
 {
     *out = dir && path[0] != '/' ? op_path_join(dir, path) : op_strdup(path);
+    if (*out && dir && !op_path_exists(*out) && op_path_exists(path)) {
+        op_free(*out);
+        *out = op_strdup(path);
+    }
     return *out ? OP_OK : op_error_set(e, OP_ERR_NOMEM, "%s: out of memory", path);
 }

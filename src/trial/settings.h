@@ -17,7 +17,7 @@ op_status op_settings_number(const json_t *settings, const char *key, double min
 /* The same from a string or an array of strings: `each` is called for every one. At least one if required. */
 op_status op_settings_words(const json_t *settings, const char *key, bool required, op_status (*each)(void *ctx, const char *word, op_error *e), void *ctx,
                             const char *name, op_error *e);
-/* "dir/path" as a new string (op_free), or `path` alone where it is absolute or dir is NULL. */
+/* "dir/path" as a new string (op_free), or `path` alone where it is absolute, dir is NULL, or only the working directory has it. */
 op_status op_settings_path(char **out, const char *dir, const char *path, op_error *e);
 
 #endif

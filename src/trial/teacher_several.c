@@ -166,7 +166,7 @@ static op_status open_member(several *v, const json_t *settings, const op_classr
     if (!s && json_object_get(settings, "schedule"))
         s = op_reinforce_from_json(&o, json_object_get(settings, "schedule"), o.seed, e);
     s = s ? s : op_reinforce_new(&m->schedule, &o, e);
-    return s ? s : op_teacher_open(&m->teacher, inner, room, NULL, e);
+    return s ? s : op_teacher_open(&m->teacher, inner, room, room->more, e);
 }
 
 static void free_several(op_teacher *teacher)
