@@ -17,7 +17,7 @@
 /* Filled through op_sft_table (operant/config.h); the table tells keys, defaults, ranges and meanings. */
 typedef struct op_sft_options {
     op_trainee_options trainee;
-    char *train_file, *eval_file;
+    char *train_file, *eval_file, *replay_file;
     double eval_fraction;
     int64_t max_length;
     bool last_turn_only;

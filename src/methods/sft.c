@@ -16,6 +16,7 @@ const op_option op_sft_table[] = {
     OP_TRAINEE_ROWS(AT(trainee)),
     {"train_file|data", OP_OPTION_STRING, AT(train_file), NULL, 0, 0, NULL, "training data: .jsonl or .json, or either with .gz; the form is detected"},
     {"eval_file|eval_data", OP_OPTION_STRING, AT(eval_file), NULL, 0, 0, NULL, "held-out data in any form; without it eval_fraction of the training data is held out"},
+    {"replay_file", OP_OPTION_STRING, AT(replay_file), NULL, 0, 0, NULL, "data mixed in among the others, in any form: what the model should stay good at; none of it is held out"},
     {"eval_fraction", OP_OPTION_FLOAT, AT(eval_fraction), "0.02", 0, 0.9, NULL, "share of the training data that is held out, chosen by the seed; 0: none"},
     {"max_length|max_seq_length", OP_OPTION_INT, AT(max_length), "1024", 2, 1 << 24, NULL, "tokens of an example, longer ones are cut at the end; never more than the model's positions"},
     {"last_turn_only", OP_OPTION_BOOL, AT(last_turn_only), "false", 0, 0, NULL, "learn only the last assistant turn of a dialogue"},
@@ -37,14 +38,14 @@ const op_option op_sft_table[] = {
 };
 
 /* Besides what op_trainee_identity leaves out: these do not change what is learned, or a hash stands for them. */
-static const char *const free_keys[] = {"train_file", "eval_file", "eval_steps", "save_steps", "logging_steps", NULL};
+static const char *const free_keys[] = {"train_file", "eval_file", "replay_file", "eval_steps", "save_steps", "logging_steps", NULL};
 
 typedef struct sft {
     const op_sft_options *o;
     op_subject subject;
-    op_dataset data, eval_data;
-    op_item *items, *held; /* both in `all` or over eval_data */
-    op_item *all;
+    op_dataset data, replay, eval_data;
+    op_item *all;           /* items, then held */
+    op_item *items, *held;
     size_t n, n_held;
     json_t *identity, *facts;
     op_buf config;
@@ -62,36 +63,23 @@ static op_item item_of(const op_example *x)
     return (op_item){.ids = x->ids, .weights = x->weights, .n = x->n};
 }
 
-static op_status use_eval_file(sft *s, op_error *e)
+static void add_items(op_item *items, size_t *n, const op_dataset *d)
 {
-    s->all = op_alloc_array(s->data.n + s->eval_data.n, sizeof *s->all);
-    if (!s->all)
-        return no_memory(e);
-    s->items = s->all;
-    s->held = s->all + s->data.n;
-    for (; s->n < s->data.n; s->n++)
-        s->items[s->n] = item_of(&s->data.examples[s->n]);
-    for (; s->n_held < s->eval_data.n; s->n_held++)
-        s->held[s->n_held] = item_of(&s->eval_data.examples[s->n_held]);
-    return OP_OK;
+    for (size_t i = 0; i < d->n; i++)
+        items[(*n)++] = item_of(&d->examples[i]);
 }
 
 /* Holds out the examples that come first in a permutation drawn by the seed. */
-static op_status split(sft *s, op_error *e)
+static op_status split(sft *s, size_t n_held, op_error *e)
 {
-    size_t n = s->data.n, n_held = (size_t)(s->o->eval_fraction * (double)n + 0.5);
-    if (s->o->eval_fraction > 0 && !n_held && n > 1)
-        n_held = 1;
+    size_t n = s->data.n;
     uint32_t *order = op_alloc_array(n, sizeof *order);
     uint8_t *held = op_alloc_zero(n, 1);
-    s->all = op_alloc_array(n, sizeof *s->all);
-    op_status status = order && held && s->all ? OP_OK : no_memory(e);
+    op_status status = order && held ? OP_OK : no_memory(e);
     if (!status) {
         op_rng_permute((uint64_t)s->o->trainee.seed, OP_STREAM_SPLIT, (uint32_t)n, order);
         for (size_t i = 0; i < n_held; i++)
             held[order[i]] = 1;
-        s->items = s->all;
-        s->held = s->all + n - n_held;
         for (size_t i = 0; i < n; i++) {
             op_item *to = held[i] ? &s->held[s->n_held++] : &s->items[s->n++];
             *to = item_of(&s->data.examples[i]);
@@ -99,6 +87,25 @@ static op_status split(sft *s, op_error *e)
     }
     op_free(order);
     op_free(held);
+    return status;
+}
+
+/* What is learned: the training data without what is held out, then the replay. */
+static op_status make_items(sft *s, op_error *e)
+{
+    size_t n = s->data.n, n_held = 0;
+    if (!s->o->eval_file && s->o->eval_fraction > 0) {
+        n_held = (size_t)(s->o->eval_fraction * (double)n + 0.5);
+        n_held = n_held || n < 2 ? n_held : 1;
+    }
+    s->all = op_alloc_array(n + s->replay.n + s->eval_data.n, sizeof *s->all);
+    if (!s->all)
+        return no_memory(e);
+    s->items = s->all;
+    s->held = s->all + n + s->replay.n - n_held;
+    op_status status = split(s, n_held, e);
+    add_items(s->items, &s->n, &s->replay);
+    add_items(s->held, &s->n_held, &s->eval_data);
     return status;
 }
 
@@ -112,11 +119,14 @@ static op_status read_data(sft *s, op_error *e)
     op_status status = op_dataset_read(&s->data, o->train_file, &s->subject.chat, &how, e);
     if (!status && o->eval_file)
         status = op_dataset_read(&s->eval_data, o->eval_file, &s->subject.chat, &how, e);
+    how.onset_tokens = 0; /* a replay decides nothing */
+    if (!status && o->replay_file)
+        status = op_dataset_read(&s->replay, o->replay_file, &s->subject.chat, &how, e);
     if (!status && !s->data.trained_tokens)
         status = op_error_set(e, OP_ERR_FORMAT, "%s: none of its %zu examples has a trained token", o->train_file, s->data.n);
     if (status)
         return status;
-    return o->eval_file ? use_eval_file(s, e) : split(s, e);
+    return make_items(s, e);
 }
 
 /* ---- settings of the run ---- */
@@ -125,7 +135,8 @@ static op_status make_identity(sft *s, op_error *e)
 {
     s->identity = json_object();
     if (!s->identity || json_object_set_new(s->identity, "train_file, with hash", json_string(s->data.hash)) ||
-        (s->o->eval_file && json_object_set_new(s->identity, "eval_file, with hash", json_string(s->eval_data.hash))))
+        (s->o->eval_file && json_object_set_new(s->identity, "eval_file, with hash", json_string(s->eval_data.hash))) ||
+        (s->o->replay_file && json_object_set_new(s->identity, "replay_file, with hash", json_string(s->replay.hash))))
         return no_memory(e);
     return op_trainee_identity(s->identity, s->o, op_sft_table, free_keys, e);
 }
@@ -162,8 +173,8 @@ static void tell_plan(const sft *s, const op_train_options *t, int threads, cons
     if (!callbacks || !callbacks->plan)
         return;
     op_sft_plan plan = {.parameters = op_model_count(s->subject.model), .trained_parameters = (int64_t)op_model_params(s->subject.model).n,
-                        .examples = (int64_t)s->n, .held_out = (int64_t)s->n_held, .tokens = s->data.tokens,
-                        .trained_tokens = s->data.trained_tokens, .truncated = s->data.truncated, .steps = t->schedule.total,
+                        .examples = (int64_t)s->n, .held_out = (int64_t)s->n_held, .tokens = s->data.tokens + s->replay.tokens,
+                        .trained_tokens = s->data.trained_tokens + s->replay.trained_tokens, .truncated = s->data.truncated + s->replay.truncated, .steps = t->schedule.total,
                         .form = s->data.form, .dtype = op_dtype_name(op_model_get_options(s->subject.model)->act), .threads = threads};
     callbacks->plan(callbacks->ctx, &plan);
 }
@@ -187,6 +198,7 @@ static void release(sft *s)
 {
     op_subject_close(&s->subject);
     op_dataset_release(&s->data);
+    op_dataset_release(&s->replay);
     op_dataset_release(&s->eval_data);
     op_free(s->all);
     json_decref(s->identity);

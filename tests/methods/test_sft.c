@@ -325,6 +325,44 @@ static void what_changed_between_save_and_resume_is_named(void **state)
     op_free(dir);
 }
 
+static void see_plan(void *ctx, const op_sft_plan *p)
+{
+    *(op_sft_plan *)ctx = *p;
+}
+
+static op_sft_plan plan_of(const char *dir, const char *const *words)
+{
+    op_sft_options o;
+    op_sft_plan plan = {0};
+    op_train_result result;
+    settings(&o, dir, words);
+    const op_sft_callbacks callbacks = {.ctx = &plan, .plan = see_plan};
+    assert_ok(op_sft_run(&o, &callbacks, &result, e));
+    op_config_release(&o, op_sft_table);
+    return plan;
+}
+
+static void a_replay_in_another_form_is_learned_and_never_held_out(void **state)
+{
+    (void)state;
+    char *dir = join(root, "replay"), *other = join(root, "replay.jsonl"), word[4096];
+    put(root, "replay.jsonl", "{\"text\":\"what it was\"}\n{\"text\":\"and is\"}\n");
+    snprintf(word, sizeof word, "replay_file=%s", other);
+    const char *const without[] = {"max_steps=1", "resume=none", NULL}, *const with[] = {"max_steps=1", "resume=none", word, NULL};
+    op_sft_plan plain = plan_of(dir, without), mixed = plan_of(dir, with);
+    assert_int_equal(mixed.examples, plain.examples + 2);
+    assert_int_equal(mixed.held_out, plain.held_out);
+    assert_true(mixed.trained_tokens > plain.trained_tokens);
+    const char *const again[] = {"max_steps=1", word, NULL};
+    op_train_result result;
+    op_error bad;
+    put(root, "replay.jsonl", "{\"text\":\"what it never was\"}\n");
+    assert_int_equal(run(dir, again, &result, &bad), OP_ERR_MISMATCH);
+    assert_non_null(strstr(bad.message, "replay_file, with hash"));
+    op_free(other);
+    op_free(dir);
+}
+
 static json_t *json_of(const char *dir, const char *name)
 {
     char *path = join(dir, name);
@@ -425,6 +463,7 @@ int main(void)
         cmocka_unit_test(the_held_out_loss_is_measured_before_and_after_and_falls),
         cmocka_unit_test(a_stopped_run_says_so_and_goes_on_to_the_same_weights),
         cmocka_unit_test(what_changed_between_save_and_resume_is_named),
+        cmocka_unit_test(a_replay_in_another_form_is_learned_and_never_held_out),
         cmocka_unit_test(training_goes_on_from_an_adapter_or_folds_it_in),
         cmocka_unit_test(settings_that_cannot_be_meant_are_errors),
         cmocka_unit_test(every_failed_allocation_of_the_set_up_comes_back_as_an_error),
