@@ -157,6 +157,15 @@ static op_status call_spy(op_session *s, const op_stage *stage, op_error *err)
     return spy(s, stage, err);
 }
 
+/* Tokens that the last round's lesson looked at. */
+static int64_t trained;
+
+static void note_progress(void *ctx, const op_session_progress *p)
+{
+    (void)ctx;
+    trained = p->lesson.step.trained;
+}
+
 /* Runs one stage, written as the members of a YAML mapping, into in_dir(out). `around` (may be NULL): its settings, but `spy` is called. */
 static inline op_status run_stage(const char *out, const char *stage, const op_method *around, const volatile int *stop)
 {
@@ -171,7 +180,7 @@ static inline op_status run_stage(const char *out, const char *stage, const op_m
     wrapped.round = call_spy;
     methods[n] = &wrapped;
     const op_session_kit kit = {.methods = methods, .teachers = teachers, .sources = sources};
-    const op_session_callbacks callbacks = {.stop = stop};
+    const op_session_callbacks callbacks = {.progress = note_progress, .stop = stop};
     char yaml[2048];
     op_session_result result;
     snprintf(yaml, sizeof yaml,

@@ -234,6 +234,21 @@ static void a_rewound_answer_keeps_what_stood_before_the_error_and_a_guided_one_
         }
 }
 
+static void a_redo_is_learned_from_where_it_was_rewound_to_and_nothing_is_where_it_gained_nothing(void **state)
+{
+    (void)state;
+    world_cues = one;
+    world_n = 1;
+    world_teach = mark_first_odd;
+    run("from", "method: redo, punish: false, branch: false, lesson.mark_weight: 0, rounds: 1, prompts: 4, group: 8, max_tokens: 2");
+    int64_t gained = 0;
+    for (int k = 0; k < n_seen; k++)
+        if (seen_call[k] == 1 && seen[k].reward > 0)
+            gained += seen[k].n_response - seen[k].redo_at;
+    assert_true(gained > 0);
+    assert_int_equal(trained, gained);
+}
+
 static void a_delayed_redo_comes_so_many_rounds_after_its_error(void **state)
 {
     (void)state;
@@ -389,6 +404,7 @@ int main(void)
         cmocka_unit_test(a_cue_without_reference_is_an_error_where_the_method_needs_one),
         cmocka_unit_test(no_redo_raises_a_token_marked_wrong),
         cmocka_unit_test(a_rewound_answer_keeps_what_stood_before_the_error_and_a_guided_one_has_the_right_token_there),
+        cmocka_unit_test(a_redo_is_learned_from_where_it_was_rewound_to_and_nothing_is_where_it_gained_nothing),
         cmocka_unit_test(a_delayed_redo_comes_so_many_rounds_after_its_error),
         cmocka_unit_test(a_redo_that_succeeds_is_preferred_where_it_parts_unless_that_is_switched_off),
         cmocka_unit_test(the_pick_rises_at_its_place_and_other_places_hardly_move),
