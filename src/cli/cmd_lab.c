@@ -19,7 +19,7 @@ static void show_progress(void *ctx, const op_experiment_progress *p)
         cli_progress(true, "FAILED: %s, seed %lld: %s", p->arm, (long long)p->seed, p->failure);
         return;
     }
-    cli_progress(p->done == p->total, "%zu/%zu cells, %zu running, %zu failed  ETA %s", p->done, p->total, p->running, p->failed, cli_eta(p->eta_s, eta));
+    cli_progress(p->done + p->failed == p->total, "%zu/%zu cells, %zu running, %zu failed  ETA %s", p->done, p->total, p->running, p->failed, cli_eta(p->eta_s, eta));
 }
 
 /* Draws report.html and shows the table, or the analysis as JSON. */

@@ -314,7 +314,7 @@ static void add_claims(analysis *a)
     }
     size_t n = json_array_size(list);
     if (n && fewest && (double)n * ldexp(2, -(int)fewest) > LEVEL)
-        warn(a, json_sprintf("with %zu pairs and %zu claims no result could be significant at 5%%: the smallest possible adjusted p is %.2g", fewest, n,
+        warn(a, json_sprintf("with so few pairs (%zu) for the claims of the file (%zu) no result could be significant at 5%%: the smallest possible adjusted p is %.2g", fewest, n,
                              fmin(1, (double)n * ldexp(2, -(int)fewest))));
     if (unregistered)
         warn(a, json_sprintf("%zu of the claims were not named before the first result: they count as exploratory", unregistered));

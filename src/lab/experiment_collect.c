@@ -180,50 +180,80 @@ static const char *word_of(const json_t *command, const char *key)
     return value;
 }
 
-static op_status read_results(const char *dir, json_t **out, op_error *e)
+static op_status read_json(const char *dir, const char *name, json_t **out, op_error *e)
 {
-    char *path = op_path_join(dir, "results.json");
+    char *path = op_path_join(dir, name);
     op_status status = !path ? no_memory(e) : op_path_exists(path) ? op_json_read(out, path, e) : OP_OK;
     op_free(path);
     return status;
 }
 
-static op_status add_side_files(json_t *figures, const json_t *commands, op_error *e)
+/* Adds the figures of a directory to an object: the keys of results.json, and as "rates" and "metrics" those of rates.json and metrics.jsonl. The
+ * transcripts of results.json go to *transcripts, if that is not NULL. */
+static op_status add_dir(json_t *figures, const char *dir, json_t **transcripts, op_error *e)
+{
+    json_t *results = NULL, *rates = NULL, *kept = NULL;
+    bool ok = true;
+    op_status status = read_json(dir, "results.json", &results, e);
+    if (!status)
+        status = read_json(dir, "rates.json", &rates, e);
+    if (!status && json_is_object(results)) {
+        kept = pruned(results, &ok);
+        ok = ok && !json_object_update(figures, kept);
+        if (transcripts)
+            *transcripts = cut_transcripts(json_object_get(results, "transcripts"), &ok);
+        json_decref(kept);
+    }
+    if (!status && rates && (kept = pruned(rates, &ok)) && json_object_set_new(figures, "rates", kept))
+        ok = false;
+    json_decref(results);
+    json_decref(rates);
+    return status ? status : ok ? add_metrics(figures, dir, e) : no_memory(e);
+}
+
+/* What an earlier command left goes under the name of its directory. */
+static op_status add_earlier(json_t *figures, const char *dir, op_error *e)
+{
+    const char *slash = strrchr(dir, '/');
+    json_t *inside = json_object();
+    op_status status = inside ? add_dir(inside, dir, NULL, e) : no_memory(e);
+    if (!status && json_object_size(inside) && json_object_set(figures, slash ? slash + 1 : dir, inside))
+        status = no_memory(e);
+    json_decref(inside);
+    return status;
+}
+
+static op_status add_all(json_t *figures, const json_t *commands, const char *cell, json_t **transcripts, op_error *e)
 {
     size_t i;
     json_t *command;
     op_status status = OP_OK;
+    const char *last = word_of(json_array_get(commands, json_array_size(commands) - 1), "output_dir");
+    last = last ? last : cell;
     json_array_foreach((json_t *)commands, i, command) {
         const char *dir = word_of(command, "output_dir"), *file = word_of(command, "output");
-        if (!status && dir)
-            status = add_metrics(figures, dir, e);
+        if (!status && dir && strcmp(dir, last) != 0)
+            status = add_earlier(figures, dir, e);
         size_t n = file ? strlen(file) : 0;
         if (!status && n > 6 && !strcmp(file + n - 6, ".jsonl") && op_path_exists(file))
             status = add_lines_of(figures, "output", file, e);
     }
-    return status;
+    if (!status)
+        status = add_dir(figures, last, transcripts, e);
+    return status || json_object_size(figures)
+               ? status : op_error_set(e, OP_ERR_FORMAT, "%s/results.json: expected the figures of the cell's last command, found none", last);
 }
 
 op_status op_cell_collect(const json_t *commands, const char *dir, json_t **out, op_error *e)
 {
     *out = NULL;
-    const char *last = word_of(json_array_get(commands, json_array_size(commands) - 1), "output_dir");
-    last = last ? last : dir;
-    json_t *results = NULL;
-    op_status status = read_results(last, &results, e);
-    bool ok = true;
-    json_t *figures = json_is_object(results) ? pruned(results, &ok) : json_object();
-    json_t *transcripts = cut_transcripts(json_object_get(results, "transcripts"), &ok);
-    json_decref(results);
-    if (!status && (!figures || !ok))
+    json_t *figures = json_object(), *transcripts = NULL;
+    op_status status = figures ? add_all(figures, commands, dir, &transcripts, e) : no_memory(e);
+    if (!status && !transcripts && !(transcripts = json_array()))
         status = no_memory(e);
-    if (!status)
-        status = add_side_files(figures, commands, e);
-    if (!status && !json_object_size(figures))
-        status = op_error_set(e, OP_ERR_FORMAT, "%s/results.json: expected the figures of the cell's last command, found none", last);
     size_t size = status ? 0 : json_dumpb(figures, NULL, 0, JSON_COMPACT);
     if (size > FIGURES_MAX)
-        status = op_error_set(e, OP_ERR_FORMAT, "%s/results.json: found %zu bytes of figures, expected at most %d", last, size, FIGURES_MAX);
+        status = op_error_set(e, OP_ERR_FORMAT, "%s: found %zu bytes of figures, expected at most %d", dir, size, FIGURES_MAX);
     if (!status && !(*out = json_pack("{sO sO}", "figures", figures, "transcripts", transcripts)))
         status = no_memory(e);
     json_decref(figures);
@@ -234,16 +264,17 @@ op_status op_cell_collect(const json_t *commands, const char *dir, json_t **out,
 op_status op_run_figures(const char *path, json_t **out, op_error *e)
 {
     *out = NULL;
-    bool dir = op_path_is_dir(path);
-    json_t *results = NULL;
-    op_status status = dir ? read_results(path, &results, e) : op_json_read(&results, path, e);
     bool ok = true;
-    json_t *figures = json_is_object(results) ? pruned(results, &ok) : json_object();
+    json_t *results = NULL, *figures = NULL;
+    op_status status = OP_OK;
+    if (op_path_is_dir(path)) {
+        figures = json_object();
+        status = figures ? add_dir(figures, path, NULL, e) : no_memory(e);
+    } else if (!(status = op_json_read(&results, path, e))) {
+        figures = pruned(results, &ok);
+        status = figures && ok ? OP_OK : no_memory(e);
+    }
     json_decref(results);
-    if (!status && (!figures || !ok))
-        status = no_memory(e);
-    if (!status && dir)
-        status = add_metrics(figures, path, e);
     if (!status && !json_object_size(figures))
         status = op_error_set(e, OP_ERR_FORMAT, "%s: expected a run with results.json or metrics.jsonl", path);
     if (status)

@@ -560,7 +560,7 @@ static op_status work(lab *l, op_error *e)
         busy = false;
         for (size_t i = 0; i < l->n; i++)
             busy |= l->jobs[i].state == RUNNING || is_ready(l, &l->jobs[i]);
-        if (op_seconds() - told > 0.2) {
+        if (busy && op_seconds() - told > 0.2) {
             tell(l, NULL, NULL);
             told = op_seconds();
         }

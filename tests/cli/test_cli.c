@@ -166,8 +166,8 @@ static void an_unknown_verb_or_key_is_answered_with_the_nearest(void **state)
 static void every_verb_explains_itself(void **state)
 {
     (void)state;
-    static const char *const verbs[] = {"train", "chat", "assay", "generate", "score", "preprocess", "export", "inspect", "env", "bench"};
-    for (int i = 0; i < 10; i++) {
+    static const char *const verbs[] = {"train", "chat", "assay", "generate", "score", "preprocess", "export", "inspect", "lab", "env", "bench"};
+    for (int i = 0; i < 11; i++) {
         char usage[64];
         snprintf(usage, sizeof usage, "usage: operant %s ", verbs[i]);
         succeeds(operant("%s --help", verbs[i]));

@@ -537,8 +537,12 @@ static void figures_come_from_results_and_from_lines_of_numbers(void **state)
     (void)state;
     put_file("metrics.jsonl", "{\"step\":1,\"loss\":3}\n{\"step\":2,\"loss\":1,\"note\":\"x\"}\n{\"step\":3,\"loss\":2}\n");
     put_file("o.jsonl", "{\"prompt\":\"a\",\"n\":4}\n{\"prompt\":\"b\",\"n\":6}\n");
-    json_t *commands = json_pack("[[ss] [ss]]", "operant", "output_dir=nowhere", "operant", "x");
     char dir[400], output[400];
+    snprintf(dir, sizeof dir, "output_dir=%s", in_dir("earlier"));
+    json_t *commands = json_pack("[[ss] [ss]]", "operant", dir, "operant", "x");
+    assert_ok(op_dir_make(in_dir("earlier"), e));
+    put_file("earlier/results.json", "{\"x\":3}");
+    put_file("earlier/rates.json", "{\"habits\":[{\"name\":\"lies\",\"rate\":0.5}]}");
     snprintf(dir, sizeof dir, "output_dir=%s", lab_dir);
     snprintf(output, sizeof output, "output=%s", in_dir("o.jsonl"));
     json_array_append_new(json_array_get(commands, 0), json_string(output));
@@ -548,6 +552,8 @@ static void figures_come_from_results_and_from_lines_of_numbers(void **state)
     assert_true(op_view_number(cell, "figures.metrics.loss.last") == 2);
     assert_true(op_view_number(cell, "figures.metrics.loss.min") == 1);
     assert_true(op_view_number(cell, "figures.metrics.loss.mean") == 2);
+    assert_true(op_view_number(cell, "figures.earlier.x") == 3);
+    assert_true(op_view_number(cell, "figures.earlier.rates.habits.lies.rate") == 0.5);
     assert_true(op_view_number(cell, "figures.output.n.mean") == 5);
     assert_true(op_view_number(cell, "figures.output.lines") == 2);
     json_decref(cell);
