@@ -360,7 +360,8 @@ static int run(const cli_command *c, int argc, char **argv)
         v++;
     op_error e = {0};
     if (v == 5)
-        code = cli_usage_error(c, a.n_words ? "unknown action \"%s\": list, show, import, export or stats" : "no action: list, show, import, export or stats", a.n_words ? a.words[0] : "");
+        code = cli_usage_error(c, "%s%s%s: expected list, show, import, export or stats", a.n_words ? "unknown action \"" : "no action", a.n_words ? a.words[0] : "",
+                               a.n_words ? "\"" : "");
     else if (a.n_words - 1 < verbs[v].least)
         code = cli_usage_error(c, "%s wants %s", verbs[v].name, v == 1 ? "the numbers of trials" : "files");
     else if (a.n_words - 1 > verbs[v].most)
@@ -386,9 +387,9 @@ const cli_command cli_trials = {
     "list|stats store=STORE [tag=NAME value=VALUE ...] | show ID... store=STORE model=MODEL | import FILE... store=STORE model=MODEL | export [FILE] store=STORE",
     "A trial is one response with what was said about it: marks on tokens, a reward, alternatives, what it redoes. A run keeps its trials in\n"
     "trials.db; STORE is such a file, or postgresql://user@host/database. show prints every token with its mark, log-probability and\n"
-    "alternatives: green was marked good, red bad ([+good+] and [-bad-] without colour), dim tokens were placed by the teacher. import takes operant's own lines, fine-grained feedback,\n"
-    "PRM800K, Label Studio, hh-rlhf, model-written evals and TRL's preference forms, plain or gzipped, and tells them by their keys; the same\n"
-    "file twice is there once. export writes JSON lines that import takes back without loss (docs/trials.md); with model=MODEL they have text\n"
+    "alternatives: green was marked good, red bad ([+good+] and [-bad-] without colour), dim tokens were placed by the teacher. import takes\n"
+    "operant's own lines, fine-grained feedback, PRM800K, Label Studio, hh-rlhf, model-written evals and TRL's preference forms, plain or gzipped,\n"
+    "and tells them by their keys; the same file twice is there once. export writes JSON lines that import takes back without loss (docs/trials.md); with model=MODEL they have text\n"
     "beside the tokens.\n\n"
     "examples:\n"
     "  operant trials import feedback.json store=trials.db model=models/SmolLM2-135M-Instruct.Q4_1.gguf\n"

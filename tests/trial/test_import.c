@@ -64,8 +64,8 @@ static void both_sides_of_a_preference_name_each_other(void **state)
     static const char *const lines[] = {
         "{\"prompt\":\"a b\",\"chosen\":\"yes\",\"rejected\":\"no\"}",
         "{\"prompt\":[{\"role\":\"user\",\"content\":\"a b\"}],\"chosen\":[{\"role\":\"assistant\",\"content\":\"yes\"}],\"rejected\":[{\"role\":\"assistant\",\"content\":\"no\"}]}",
-        "{\"chosen\":[{\"role\":\"user\",\"content\":\"a b\"},{\"role\":\"assistant\",\"content\":\"yes\"}],"
-        "\"rejected\":[{\"role\":\"user\",\"content\":\"a b\"},{\"role\":\"assistant\",\"content\":\"no\"}]}",
+        ("{\"chosen\":[{\"role\":\"user\",\"content\":\"a b\"},{\"role\":\"assistant\",\"content\":\"yes\"}],"
+         "\"rejected\":[{\"role\":\"user\",\"content\":\"a b\"},{\"role\":\"assistant\",\"content\":\"no\"}]}"),
         "{\"chosen\":\"\\n\\nHuman: a b\\n\\nAssistant: yes\",\"rejected\":\"\\n\\nHuman: a b\\n\\nAssistant: no\"}"};
     for (int i = 0; i < 4; i++) {
         expect(lines[i], "preference", 2);
@@ -248,8 +248,8 @@ static void every_failed_allocation_comes_back_and_leaks_nothing(void **state)
         PRM "{\"completions\":[{\"text\":\"add\",\"rating\":1},{\"text\":\"subtract\",\"rating\":-1}],\"chosen_completion\":0}]}}",
         STUDIO "{\"start\":3,\"end\":5,\"text\":\"ab\",\"labels\":[\"bad\"]}}]}]}",
         "{\"prompt\":\"a\",\"completions\":[\"one\",\"two\"],\"labels\":[true,false],\"topic\":\"sums\"}",
-        "{\"question\":\"Q?\",\"passages\":[[\"T\",\"first.\"]],\"prediction 1\":\"the end\",\"feedback\":{\"errors\":[{\"error type\":\"I\",\"start\":1,\"end\":3}],"
-        "\"corrected-prediction\":\"the\"}}"};
+        ("{\"question\":\"Q?\",\"passages\":[[\"T\",\"first.\"]],\"prediction 1\":\"the end\",\"feedback\":{\"errors\":[{\"error type\":\"I\",\"start\":1,"
+         "\"end\":3}],\"corrected-prediction\":\"the\"}}")};
     for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
         json_t *v = parse(lines[i]);
         fail_every_allocation(import_all, v);

@@ -120,7 +120,8 @@ static inline void random_trial(op_trial *t, uint64_t seed)
         t->logprobs = op_alloc_array((size_t)t->n_response, sizeof *t->logprobs);
         for (int32_t i = 0; i < t->n_response; i++)
             t->logprobs[i] = i < t->n_forced ? NAN : -(float)op_rng_uniform(seed, OP_STREAM_TEST, c++) * 20;
-        t->sampler = (op_sampling){.temperature = op_rng_uniform(seed, OP_STREAM_TEST, c++), .top_k = 3, .top_p = 0.1 + 0.2, .repetition_penalty = 1, .max_tokens = 7,
+        double temperature = op_rng_uniform(seed, OP_STREAM_TEST, c++);
+        t->sampler = (op_sampling){.temperature = temperature, .top_k = 3, .top_p = 0.1 + 0.2, .repetition_penalty = 1, .max_tokens = 7,
                                    .seed = op_rng_u64(seed, OP_STREAM_TEST, c++)};
         memset(t->policy, 'a' + (int)draw(seed, &c, 6), 64);
     }
@@ -132,12 +133,18 @@ static inline void random_trial(op_trial *t, uint64_t seed)
         json_object_set_new(t->tags, "level", json_real(op_rng_uniform(seed, OP_STREAM_TEST, c++)));
     for (uint64_t n = t->n_response ? draw(seed, &c, 4) : 0; n > 0; n--) {
         int32_t a = (int32_t)draw(seed, &c, (uint64_t)t->n_response), b = a + 1 + (int32_t)draw(seed, &c, (uint64_t)(t->n_response - a));
-        assert_ok(op_trial_add_mark(t, a, b, -op_rng_uniform(seed, OP_STREAM_TEST, c++), people[draw(seed, &c, 4)], draw(seed, &c, 2) ? "wrong \xe2\x80\x94 twice" : NULL, e));
+        double value = -op_rng_uniform(seed, OP_STREAM_TEST, c++);
+        const char *by = people[draw(seed, &c, 4)], *note = draw(seed, &c, 2) ? "wrong \xe2\x80\x94 twice" : NULL;
+        assert_ok(op_trial_add_mark(t, a, b, value, by, note, e));
     }
     for (uint64_t n = draw(seed, &c, 3); n > 0; n--) {
-        int32_t ids[3] = {(int32_t)(n * 7 + draw(seed, &c, 7)), (int32_t)draw(seed, &c, (uint64_t)vocab), (int32_t)draw(seed, &c, (uint64_t)vocab)};
-        assert_ok(op_trial_add_alternative(t, (int32_t)draw(seed, &c, (uint64_t)t->n_response + 1), ids, 1 + (int32_t)draw(seed, &c, 3),
-                                           draw(seed, &c, 2) ? NAN : -op_rng_uniform(seed, OP_STREAM_TEST, c++), draw(seed, &c, 2), people[draw(seed, &c, 4)], e));
+        int32_t ids[3], length = 1 + (int32_t)draw(seed, &c, 3), at = (int32_t)draw(seed, &c, (uint64_t)t->n_response + 1);
+        ids[0] = (int32_t)(n * 7 + draw(seed, &c, 7)); /* no two alternatives begin alike */
+        ids[1] = (int32_t)draw(seed, &c, (uint64_t)vocab);
+        ids[2] = (int32_t)draw(seed, &c, (uint64_t)vocab);
+        double logprob = draw(seed, &c, 2) ? (double)NAN : -op_rng_uniform(seed, OP_STREAM_TEST, c++);
+        bool picked = draw(seed, &c, 2);
+        assert_ok(op_trial_add_alternative(t, at, ids, length, logprob, picked, people[draw(seed, &c, 4)], e));
     }
     if ((t->has_reward = draw(seed, &c, 2)))
         t->reward = op_rng_normal(seed, OP_STREAM_TEST, c++);
