@@ -150,7 +150,9 @@ static json_t *curve_of_arm(analysis *a, const json_t *curve, size_t arm)
     for (size_t k = 0; k < a->n_seeds; k++) {
         json_t *points = json_array(), *point;
         size_t i;
-        const json_t *list = op_view(json_object_get(cell_at(a, arm, k), "figures"), op_view_string(curve, "path"));
+        const json_t *figures = json_object_get(cell_at(a, arm, k), "figures"), *list = json_object_get(json_object_get(figures, "curves"), op_view_string(curve, "name"));
+        if (!list)
+            list = op_view(figures, op_view_string(curve, "path"));
         json_array_foreach((json_t *)list, i, point) {
             double x = coordinate(point, op_view_string(curve, "x"), 0), y = coordinate(point, op_view_string(curve, "y"), 1);
             if (isfinite(x) && isfinite(y))

@@ -223,13 +223,18 @@ static op_status add_earlier(json_t *figures, const char *dir, op_error *e)
     return status;
 }
 
+static const char *last_dir(const json_t *commands, const char *cell)
+{
+    const char *dir = word_of(json_array_get(commands, json_array_size(commands) - 1), "output_dir");
+    return dir ? dir : cell;
+}
+
 static op_status add_all(json_t *figures, const json_t *commands, const char *cell, json_t **transcripts, op_error *e)
 {
     size_t i;
     json_t *command;
     op_status status = OP_OK;
-    const char *last = word_of(json_array_get(commands, json_array_size(commands) - 1), "output_dir");
-    last = last ? last : cell;
+    const char *last = last_dir(commands, cell);
     json_array_foreach((json_t *)commands, i, command) {
         const char *dir = word_of(command, "output_dir"), *file = word_of(command, "output");
         if (!status && dir && strcmp(dir, last) != 0)
@@ -244,11 +249,80 @@ static op_status add_all(json_t *figures, const json_t *commands, const char *ce
                ? status : op_error_set(e, OP_ERR_FORMAT, "%s/results.json: expected the figures of the cell's last command, found none", last);
 }
 
-op_status op_cell_collect(const json_t *commands, const char *dir, json_t **out, op_error *e)
+/* ---- curves out of metrics.jsonl ---- */
+
+typedef struct series {
+    const char *x, *y;
+    json_t *points;
+} series;
+
+static op_status add_point(void *ctx, json_t *object, int row, op_error *e)
+{
+    (void)row;
+    series *s = ctx;
+    double x = op_view_number(object, s->x), y = op_view_number(object, s->y);
+    return isnan(x) || isnan(y) || !json_array_append_new(s->points, json_pack("[ff]", x, y)) ? OP_OK : no_memory(e);
+}
+
+/* At most LONGEST_LIST points, evenly chosen, the last among them. */
+static json_t *thinned(const json_t *points)
+{
+    size_t n = json_array_size(points), every = (n + LONGEST_LIST - 1) / LONGEST_LIST;
+    json_t *out = json_array();
+    for (size_t i = 0; i < n && out; i++)
+        if ((n - 1 - i) % every == 0 && json_array_append(out, json_array_get(points, i))) {
+            json_decref(out);
+            out = NULL;
+        }
+    return out;
+}
+
+/* figures.curves.NAME for each curve of the file that is drawn from this metrics.jsonl; `as` is what the file calls it. */
+static op_status add_curves(json_t *figures, const json_t *curves, const char *as, const char *metrics, op_error *e)
+{
+    size_t i;
+    json_t *curve;
+    op_status status = OP_OK;
+    json_array_foreach((json_t *)curves, i, curve) {
+        if (status || strcmp(op_view_string(curve, "path"), as))
+            continue;
+        series s = {op_view_string(curve, "x"), op_view_string(curve, "y"), json_array()};
+        status = s.points ? op_json_lines(metrics, add_point, &s, e) : no_memory(e);
+        if (!status && !json_object_get(figures, "curves") && json_object_set_new(figures, "curves", json_object()))
+            status = no_memory(e);
+        if (!status && json_object_set_new(json_object_get(figures, "curves"), op_view_string(curve, "name"), thinned(s.points)))
+            status = no_memory(e);
+        json_decref(s.points);
+    }
+    return status;
+}
+
+static op_status add_all_curves(json_t *figures, const json_t *curves, const json_t *commands, const char *cell, op_error *e)
+{
+    size_t i;
+    json_t *command;
+    op_status status = OP_OK;
+    const char *last = last_dir(commands, cell);
+    json_array_foreach((json_t *)commands, i, command) {
+        const char *dir = word_of(command, "output_dir"), *slash = dir ? strrchr(dir, '/') : NULL;
+        char as[200];
+        if (!dir || status)
+            continue;
+        snprintf(as, sizeof as, "%.150s%smetrics", strcmp(dir, last) ? slash ? slash + 1 : dir : "", strcmp(dir, last) ? "." : "");
+        char *path = op_path_join(dir, "metrics.jsonl");
+        status = !path ? no_memory(e) : op_path_exists(path) ? add_curves(figures, curves, as, path, e) : OP_OK;
+        op_free(path);
+    }
+    return status;
+}
+
+op_status op_cell_collect(const json_t *commands, const char *dir, const json_t *curves, json_t **out, op_error *e)
 {
     *out = NULL;
     json_t *figures = json_object(), *transcripts = NULL;
     op_status status = figures ? add_all(figures, commands, dir, &transcripts, e) : no_memory(e);
+    if (!status)
+        status = add_all_curves(figures, curves, commands, dir, e);
     if (!status && !transcripts && !(transcripts = json_array()))
         status = no_memory(e);
     size_t size = status ? 0 : json_dumpb(figures, NULL, 0, JSON_COMPACT);

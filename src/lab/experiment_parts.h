@@ -46,8 +46,9 @@ op_status op_cell_read(const op_experiment *x, const char *results, const json_t
 
 /* ---- experiment_collect.c ---- */
 
-/* The figures and transcripts that a cell's commands left: {figures, transcripts}. `commands` have their paths filled in; `dir` is ${cell}. */
-op_status op_cell_collect(const json_t *commands, const char *dir, json_t **out, op_error *e);
+/* The figures and transcripts that a cell's commands left: {figures, transcripts}. `commands` have their paths filled in; `dir` is ${cell}; `curves`
+ * are those of the file: the ones drawn from a metrics.jsonl become figures.curves.NAME. */
+op_status op_cell_collect(const json_t *commands, const char *dir, const json_t *curves, json_t **out, op_error *e);
 /* The figures of a run: of results.json, of a file of that form, or of metrics.jsonl in a directory. */
 op_status op_run_figures(const char *path, json_t **out, op_error *e);
 

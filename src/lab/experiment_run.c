@@ -319,7 +319,7 @@ static op_status write_result(const lab *l, const job *j, op_error *e)
     op_buf line; /* these files are many, and for programs */
     op_buf_init(&line, OP_JSON_BYTES_MAX);
     char *path = op_cell_result_path(l->x, l->o->results, j->cell.arm, j->cell.seed);
-    op_status status = path ? op_cell_collect(j->commands, j->dir, &left, e) : no_memory(e);
+    op_status status = path ? op_cell_collect(j->commands, j->dir, json_object_get(l->x->spec, "curves"), &left, e) : no_memory(e);
     if (!status) {
         result = json_pack("{ss sO sI ss ss sO sO sO sO sO sf sO sO}", "experiment", op_experiment_name(l->x), "arm", json_object_get(j->cell.arm, "name"), "seed",
                            (json_int_t)j->cell.seed, "key", j->cell.key, "version", l->o->version, "threads", json_object_get(l->x->spec, "threads"), "prepare",

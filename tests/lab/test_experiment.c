@@ -547,11 +547,14 @@ static void figures_come_from_results_and_from_lines_of_numbers(void **state)
     snprintf(output, sizeof output, "output=%s", in_dir("o.jsonl"));
     json_array_append_new(json_array_get(commands, 0), json_string(output));
     json_array_append_new(json_array_get(commands, 1), json_string(dir));
-    json_t *cell;
-    assert_ok(op_cell_collect(commands, "nowhere", &cell, e));
+    json_t *cell, *curves = json_pack("[{ss ss ss ss}]", "name", "c", "path", "metrics", "x", "step", "y", "loss");
+    assert_ok(op_cell_collect(commands, "nowhere", curves, &cell, e));
     assert_true(op_view_number(cell, "figures.metrics.loss.last") == 2);
     assert_true(op_view_number(cell, "figures.metrics.loss.min") == 1);
     assert_true(op_view_number(cell, "figures.metrics.loss.mean") == 2);
+    const json_t *curve = op_view(cell, "figures.curves.c");
+    assert_int_equal(json_array_size(curve), 3);
+    assert_true(json_number_value(json_array_get(json_array_get(curve, 1), 0)) == 2 && json_number_value(json_array_get(json_array_get(curve, 1), 1)) == 1);
     assert_true(op_view_number(cell, "figures.earlier.x") == 3);
     assert_true(op_view_number(cell, "figures.earlier.rates.habits.lies.rate") == 0.5);
     assert_true(op_view_number(cell, "figures.output.n.mean") == 5);
@@ -566,7 +569,7 @@ static void figures_come_from_results_and_from_lines_of_numbers(void **state)
     assert_ok(op_json_write(in_dir("results.json"), results, e));
     json_decref(results);
     op_free(long_text);
-    assert_ok(op_cell_collect(commands, "nowhere", &cell, e));
+    assert_ok(op_cell_collect(commands, "nowhere", curves, &cell, e));
     assert_null(op_view(cell, "figures.long"));
     assert_true(op_view_number(cell, "figures.n") == 7);
     assert_int_equal(json_array_size(op_view(cell, "transcripts")), 4);
@@ -575,6 +578,7 @@ static void figures_come_from_results_and_from_lines_of_numbers(void **state)
     assert_true(strlen(op_view_string(json_array_get(op_view(cell, "transcripts"), 0), "response")) < 4100);
     json_decref(cell);
     json_decref(commands);
+    json_decref(curves);
     assert_ok(op_path_remove(in_dir("results.json"), e));
     assert_ok(op_path_remove(in_dir("metrics.jsonl"), e));
 }
@@ -772,7 +776,7 @@ static op_status everything(void *ctx, op_error *e)
 static op_status collect(void *ctx, op_error *e)
 {
     json_t *out = NULL;
-    op_status status = op_cell_collect(ctx, lab_dir, &out, e);
+    op_status status = op_cell_collect(ctx, lab_dir, NULL, &out, e);
     json_decref(out);
     return status;
 }
