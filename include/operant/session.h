@@ -103,6 +103,10 @@ const op_chat *op_session_chat(const op_session *s);
 const op_subject *op_session_subject(const op_session *s);
 /* A cue of the method's own making, for this round. What it holds is taken, also on failure. */
 op_status op_session_add_cue(op_session *s, op_cue *cue, const op_cue **out, op_error *e);
+/* Which trial of the run this is. A later round that tells it again (op_session_trial with the same tokens) says so with op_session_is, and the store
+ * keeps one trial, with one id; what that one redid or who redid it holds for both. */
+int64_t op_session_number(const op_session *s, const op_trial *t);
+void op_session_is(op_session *s, const op_trial *t, int64_t number);
 /* What the method remembers from round to round: a JSON object, empty when the stage begins and kept in checkpoints. Borrowed; never NULL. */
 json_t *op_session_memory(op_session *s);
 uint64_t op_session_random(op_session *s, uint64_t purpose); /* fixed by seed, round and the number of calls in it */

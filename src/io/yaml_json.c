@@ -1,6 +1,7 @@
 #include "io/yaml_json.h"
 
 #include <errno.h>
+#include <math.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,6 +9,7 @@
 #include <operant/buf.h>
 
 #include "io/file.h"
+#include "io/utf8.h"
 #include "io/yaml_doc.h"
 
 typedef struct reading {
@@ -42,7 +44,7 @@ static json_t *value_of(const char *s)
     if (!*end && !errno)
         return json_integer(i);
     double x = strtod(s, &end);
-    return *end ? json_string(s) : json_real(x);
+    return *end ? json_string(s) : json_real(x); /* NULL if it is too large for one */
 }
 
 static json_t *scalar(const reading *r, const yaml_node_t *node)
@@ -53,7 +55,9 @@ static json_t *scalar(const reading *r, const yaml_node_t *node)
         return NULL;
     }
     json_t *value = node->data.scalar.style == YAML_PLAIN_SCALAR_STYLE ? value_of(s) : json_string(s);
-    if (!value)
+    if (!value && op_utf8_valid(s) && !isinf(strtod(s, NULL)))
+        op_error_set(r->e, OP_ERR_NOMEM, "%s: out of memory", r->name);
+    else if (!value)
         op_error_set(r->e, OP_ERR_FORMAT, "%s: line %d: \"%s\" has no place in JSON", r->name, op_yaml_line(node), s);
     return value;
 }

@@ -1,4 +1,4 @@
-/* Trials kept for a later round, in the session's memory: tokens, marks and reward, as JSON. */
+/* Trials kept for a later round, in the session's memory: their number in the run, tokens, marks and reward, as JSON. */
 #include <stdio.h>
 
 #include "base/mem.h"
@@ -25,7 +25,8 @@ op_status method_keep(op_session *s, const op_trial *t, int64_t rounds, op_error
     op_status status = op_trial_to_json(t, NULL, &line, e);
     if (status)
         return status;
-    return json_array_append_new(list, line) ? method_no_memory(e) : OP_OK;
+    line = json_pack("{sI so}", "number", (json_int_t)op_session_number(s, t), "trial", line);
+    return !line || json_array_append_new(list, line) ? method_no_memory(e) : OP_OK;
 }
 
 /* A trial and its cue again, as the session's of this round. */
@@ -65,9 +66,11 @@ op_status method_recall(op_session *s, op_trial ***out, size_t *n, op_error *e)
         status = method_no_memory(e);
     json_array_foreach(list, i, line) {
         op_trial t;
-        if (status || (status = op_trial_from_json(&t, line, NULL, NULL, "a trial kept for later", e)))
+        if (status || (status = op_trial_from_json(&t, json_object_get(line, "trial"), NULL, NULL, "a trial kept for later", e)))
             break;
-        status = again(s, &t, &(*out)[(*n)++], e);
+        status = again(s, &t, &(*out)[*n], e);
+        if (!status)
+            op_session_is(s, (*out)[(*n)++], json_integer_value(json_object_get(line, "number")));
         op_trial_release(&t);
     }
     json_decref(list);

@@ -149,7 +149,8 @@ static op_status add_trial(op_session *s, size_t cue, size_t parent, op_trial **
         return status;
     }
     op_trial_init(t);
-    s->entries[s->n_entries++] = (op_entry){.trial = t, .cue = cue, .parent = parent};
+    s->entries[s->n_entries] = (op_entry){.trial = t, .cue = cue, .parent = parent, .number = s->round << 24 | (int64_t)s->n_entries};
+    s->n_entries++;
     t->prompt = op_alloc_array((size_t)c->n_prompt, sizeof *t->prompt);
     json_decref(t->tags);
     t->tags = json_copy(c->tags);
@@ -179,6 +180,19 @@ op_status op_session_trial(op_session *s, const op_cue *cue, const int32_t *resp
     memcpy(t->response, response, (size_t)n * sizeof *t->response);
     t->n_response = t->n_forced = n;
     return OP_OK;
+}
+
+int64_t op_session_number(const op_session *s, const op_trial *t)
+{
+    size_t i = index_of_trial(s, t);
+    return i < s->n_entries ? s->entries[i].number : -1;
+}
+
+void op_session_is(op_session *s, const op_trial *t, int64_t number)
+{
+    size_t i = index_of_trial(s, t);
+    if (i < s->n_entries)
+        s->entries[i].number = number;
 }
 
 /* What a request of the sampler is made from, and what becomes of it. */
@@ -427,7 +441,6 @@ static op_status follow(op_session *s, op_entry *x, before had, op_error *e)
 {
     double size = 1;
     op_trial *t = x->trial;
-    x->taught = true;
     x->success = is_success(s, t);
     x->probe = op_reinforce_is_probe(s->schedule);
     op_consequence next = op_reinforce_next(s->schedule, x->success, &size);

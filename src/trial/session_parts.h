@@ -43,7 +43,8 @@ typedef struct op_entry {
     op_trial *trial;   /* owned */
     size_t cue;        /* index into the round's cues */
     size_t parent;     /* entry that it redoes, or SIZE_MAX */
-    bool probe, taught, success;
+    int64_t number;    /* of the trial in the run, and its key in the store */
+    bool probe, success;
 } op_entry;
 
 enum { OP_SESSION_WINDOW = 4096 }; /* successes remembered at most */

@@ -252,7 +252,7 @@ static op_status store_round(run *r, op_error *e)
             continue;
         if (x->parent != SIZE_MAX)
             x->trial->redo_of = s->entries[x->parent].trial->id;
-        snprintf(key, sizeof key, "%.32s/%lld/%zu", r->run_id, (long long)s->round, i);
+        snprintf(key, sizeof key, "%.32s/%lld/%lld", r->run_id, (long long)(x->number >> 24), (long long)(x->number & 0xffffff));
         status = op_store_add(s->store, x->trial, key, e);
         if (status == OP_ERR_MISMATCH)
             op_error_prefix(e, "another build or number of threads made what is in the store, name another with store=");

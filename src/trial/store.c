@@ -444,10 +444,15 @@ op_status op_store_add(op_store *s, op_trial *t, const char *key, op_error *e)
         return status;
     op_trial with_id = *t; /* the caller's gets its id once everything is written */
     const op_db_value name = op_db_text(key);
-    status = insert_trial(s, t, key, &with_id.id, e);
-    bool found = !status && !with_id.id;
-    if (found)
-        status = s->db->run(s->db, "SELECT id FROM trials WHERE key = $1", &name, 1, one_int, &with_id.id, e);
+    static const char find[] = "SELECT id FROM trials WHERE key = $1";
+    with_id.id = 0;
+    status = key ? s->db->run(s->db, find, &name, 1, one_int, &with_id.id, e) : OP_OK; /* first: an insert that finds the key taken uses up an id */
+    bool found = !status && with_id.id;
+    status = status || found ? status : insert_trial(s, t, key, &with_id.id, e);
+    if (!status && !with_id.id) { /* another writer was faster */
+        found = true;
+        status = s->db->run(s->db, find, &name, 1, one_int, &with_id.id, e);
+    }
     status = status ? status : found ? merge(s, &with_id, key, e) : add_new(s, &with_id, e);
     status = leave(s, true, status, e);
     if (!status)
