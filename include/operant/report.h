@@ -24,4 +24,9 @@ op_status op_train_report_html(const char *dir, op_buf *out, op_error *e);
 /* Writes it to dir/report.html, atomically. */
 op_status op_train_report_write(const char *dir, op_error *e);
 
+/* And of a protocol's run (operant/session.h): stages, curves by round (success, reward, losses, entropy, KL, clipping, groups without variance, marks), the
+ * best and the worst answers of the store and what was done again, coloured by mark, and `command`, which repeats it (NULL: left out). */
+op_status op_protocol_report_html(const char *dir, const char *command, op_buf *out, op_error *e);
+op_status op_protocol_report_write(const char *dir, const char *command, op_error *e);
+
 #endif

@@ -2,7 +2,9 @@
 #include <math.h>
 #include <string.h>
 
+#include <operant/buf.h>
 #include <operant/chamber.h>
+#include <operant/report.h>
 #include <operant/session.h>
 
 #include "cli/cli.h"
@@ -33,6 +35,29 @@ const char *cli_protocol_file(int argc, char **argv)
     return NULL;
 }
 
+/* The command line again, quoted for a shell where that is needed. */
+static op_status add_word(op_buf *out, const char *word)
+{
+    if (*word && !word[strspn(word, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-+=./:,@%")])
+        return op_buf_printf(out, " %s", word);
+    op_status s = op_buf_puts(out, " '");
+    for (; !s && *word; word++)
+        s = *word == '\'' ? op_buf_puts(out, "'\\''") : op_buf_add(out, word, 1);
+    return s ? s : op_buf_puts(out, "'");
+}
+
+static op_status report(const char *dir, int argc, char **argv, op_error *e)
+{
+    op_buf command;
+    op_buf_init(&command, 1 << 20);
+    op_status s = op_buf_puts(&command, "operant train");
+    for (int i = 0; !s && i < argc; i++)
+        s = add_word(&command, argv[i]);
+    s = s ? op_error_set(e, s, "the command does not fit into memory") : op_protocol_report_write(dir, command.data, e);
+    op_buf_release(&command);
+    return s;
+}
+
 int cli_protocol_run(const cli_command *c, const char *file, int argc, char **argv)
 {
     const char *words[WORDS_MAX] = {0};
@@ -59,6 +84,10 @@ int cli_protocol_run(const cli_command *c, const char *file, int argc, char **ar
     op_session_result r;
     op_error e = {0};
     op_status status = op_session_run(file, &kit, words, n, &callbacks, &r, &e);
+    if (!status)
+        status = report(r.output_dir, argc, argv, &e);
+    else if (status == OP_ERR_INTERRUPTED && *r.output_dir)
+        report(r.output_dir, argc, argv, NULL); /* of what there is; that it was stopped is the news */
     if (!status && json) {
         json_t *j = json_pack("{ss sI sI sI so so so}", "output_dir", r.output_dir, "rounds", (json_int_t)r.rounds, "trials", (json_int_t)r.trials, "tokens",
                               (json_int_t)r.tokens, "success", isfinite(r.success) ? json_real(r.success) : json_null(), "seconds", json_real(r.seconds),
@@ -68,6 +97,7 @@ int cli_protocol_run(const cli_command *c, const char *file, int argc, char **ar
     } else if (!status) {
         printf("trained: %s (%lld rounds, %lld trials, %.0f%% of the time in the model)\n", r.output_dir, (long long)r.rounds, (long long)r.trials,
                100 * r.model_share);
+        printf("report: %s/report.html\n", r.output_dir);
     }
     if (status == OP_ERR_INTERRUPTED)
         fprintf(stderr, "stopped; the same command goes on from the checkpoint in \"%s\"\n", r.output_dir);

@@ -33,6 +33,8 @@ static const char style[] =
     ".reply{border-left:3px solid var(--past);padding-left:.7rem}.reply.now{border-color:var(--accent)}"
     "code,pre{font:.86rem/1.5 ui-monospace,monospace;overflow-wrap:anywhere}pre{background:var(--card);border:1px solid var(--rule);border-radius:8px;padding:.7rem 1rem;white-space:pre-wrap}"
     "td code{white-space:normal}.wide td{white-space:normal;text-align:left}"
+    "mark{color:inherit;border-bottom:2px solid;border-radius:3px}mark.up{background:rgba(27,122,69,.22);border-color:var(--good)}"
+    "mark.down{background:rgba(179,38,30,.22);border-color:var(--miss)}"
     "@media(max-width:40rem){th,td{padding:.3rem .35rem}th:first-child,td:first-child{min-width:7rem}}"
     "@media print{body{max-width:none;padding:0;font-size:11pt}h2{break-after:avoid}figure,.talk,tr{break-inside:avoid}}";
 
