@@ -81,7 +81,7 @@ static bool has_key(const op_option *table, const char *key)
     size_t n = strlen(key);
     for (; table && table->key; table++)
         for (const char *at = table->key; at; at = strchr(at, '|') ? strchr(at, '|') + 1 : NULL)
-            if (!strncmp(at, key, n) && (strcspn(at, "|") == n || key[n - 1] == '.'))
+            if (n && !strncmp(at, key, n) && (strcspn(at, "|") == n || key[n - 1] == '.'))
                 return true;
     return false;
 }
@@ -339,12 +339,11 @@ bool op_is_protocol(const char *path)
     return yes;
 }
 
-op_status op_protocol_read(op_protocol *out, const char *path, const op_session_kit *kit, const char *const *overrides, size_t n_overrides, op_error *e)
+op_status op_protocol_from_json(op_protocol *out, json_t *root, const char *path, const op_session_kit *kit, const char *const *overrides, size_t n_overrides,
+                                op_error *e)
 {
-    *out = (op_protocol){0};
+    *out = (op_protocol){.root = root};
     op_status status = op_config_init(&out->o, op_protocol_table, e);
-    if (!status)
-        status = op_yaml_read_json(&out->root, path, e);
     if (!status && !json_is_object(out->root))
         status = op_error_set(e, OP_ERR_FORMAT, "%s: expected a mapping with \"stages\"", path);
     for (size_t i = 0; !status && i < n_overrides; i++)
@@ -357,6 +356,14 @@ op_status op_protocol_read(op_protocol *out, const char *path, const op_session_
     if (!status)
         status = read_stages(out, path, kit, e);
     return status ? status : hash_root(out, e);
+}
+
+op_status op_protocol_read(op_protocol *out, const char *path, const op_session_kit *kit, const char *const *overrides, size_t n_overrides, op_error *e)
+{
+    json_t *root;
+    *out = (op_protocol){0};
+    op_status status = op_yaml_read_json(&root, path, e);
+    return status ? status : op_protocol_from_json(out, root, path, kit, overrides, n_overrides, e);
 }
 
 void op_protocol_release(op_protocol *p)

@@ -30,6 +30,9 @@ typedef struct op_protocol {
 } op_protocol;
 
 op_status op_protocol_read(op_protocol *out, const char *path, const op_session_kit *kit, const char *const *overrides, size_t n_overrides, op_error *e);
+/* The same of a file already read; `root` is taken, also on failure. Whatever comes of either, op_protocol_release frees it. */
+op_status op_protocol_from_json(op_protocol *out, json_t *root, const char *path, const op_session_kit *kit, const char *const *overrides, size_t n_overrides,
+                                op_error *e);
 void op_protocol_release(op_protocol *p);
 
 /* ---- cues.c ---- */
