@@ -8,6 +8,7 @@ const op_method *const op_methods[] = {
     &op_method_marking,
     &op_method_redo,
     &op_method_alternatives,
+    &op_method_backtrack,
     &op_method_differential,
     &op_method_generalise,
     &op_method_shaping,

@@ -374,6 +374,53 @@ static void what_the_teacher_has_picked_already_is_reinforced_without_asking_aga
     op_trial_release(&t);
 }
 
+/* ---- backtrack ---- */
+
+static void backtracking_teaches_reset_and_reference_but_never_the_wrong_tokens_before(void **state)
+{
+    (void)state;
+    world_cues = asks;
+    world_n = 1;
+    world_teach = mark_first_odd;
+    run("backtrack", "method: backtrack, reset: <|endoftext|>, punish: false, rounds: 1, prompts: 1, group: 1, max_tokens: 4");
+    op_trial t;
+    assert_ok(op_trial_copy(&t, first_failure(), e));
+    int32_t error = op_trial_first_error(&t);
+    assert_true(t.response[error + 1] >= 0 && error + 1 < t.n_response);
+    t.response[error + 1] = 400; /* the reset token, right after the error */
+    assert_true(rise("backtrack", &t, error + 1) > 0.01);
+    op_trial_release(&t);
+    static const char reference[] = "In the case. They ask! why";
+    op_tokenizer *k;
+    op_tokens tokens;
+    op_tokens_init(&tokens);
+    assert_ok(op_tokenizer_open(&k, in_dir("model"), e));
+    assert_ok(op_tokenizer_encode(k, reference, strlen(reference), 0, &tokens, e));
+    assert_int_equal(trained, tokens.n + 2); /* reset, reference, end of turn */
+    op_tokens_release(&tokens);
+    op_tokenizer_free(k);
+    assert_int_equal(run_stage("no reset", "method: backtrack, rounds: 1, prompts: 1", NULL, NULL), OP_ERR_ARG);
+    assert_non_null(strstr(e->message, "\"reset\""));
+}
+
+static void what_was_taken_back_is_not_heard(void **state)
+{
+    (void)state;
+    world_cues = asks;
+    world_n = 1;
+    world_teach = mark_first_odd;
+    run("learned", "method: backtrack, reset: '!', rounds: 6, prompts: 4, group: 8, max_tokens: 8, lr: 2e-2"); /* "!" soon stands in many an answer */
+    int heard = 0;
+    for (int i = 0; i < n_seen; i++)
+        for (int32_t k = 0; k < seen[i].n_response; k++)
+            heard += seen[i].response[k] == 0; /* the tokenizer's "!" */
+    assert_int_equal(heard, 0);
+    int cut = 0;
+    for (int i = 0; i < n_seen; i++)
+        cut += !seen[i].logprobs; /* made by hand from what followed a reset */
+    assert_true(cut > 0);
+}
+
 /* ---- whatever a schedule keeps back ---- */
 
 static void a_probe_is_neither_redone_nor_corrected_nor_learned_from(void **state)
@@ -410,6 +457,8 @@ int main(void)
         cmocka_unit_test(the_pick_rises_at_its_place_and_other_places_hardly_move),
         cmocka_unit_test(whole_answers_and_the_teachers_text_are_preferred_to_the_failure),
         cmocka_unit_test(what_the_teacher_has_picked_already_is_reinforced_without_asking_again),
+        cmocka_unit_test(backtracking_teaches_reset_and_reference_but_never_the_wrong_tokens_before),
+        cmocka_unit_test(what_was_taken_back_is_not_heard),
         cmocka_unit_test(a_probe_is_neither_redone_nor_corrected_nor_learned_from),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
