@@ -213,7 +213,7 @@ static bool frame_of(const run *r, const char *key, frame *f)
     }
     if (!isfinite(f->low) || !isfinite(f->high))
         return false;
-    double step = op_svg_tick(fmax(f->high - f->low, 1e-6 * fmax(fabs(f->high), 1)));
+    double step = op_svg_tick(f->high > f->low ? f->high - f->low : fmax(fabs(f->high), 1));
     f->low = step * floor(f->low / step);
     f->high = step * ceil(f->high / step);
     f->high += f->high == f->low ? step : 0;
