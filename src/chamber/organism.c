@@ -21,8 +21,8 @@ const op_option op_organism_table[] = {
     {"mix", OP_OPTION_LIST, AT(mix),
      "ignores_stop:0.3,takes_more:0.4,keeps:0.4,answers_without_asking:0.4,lies:0.3,skips_step:0.15,wrong_step:0.15,stops_needlessly:0.1,asks_needlessly:0.1,refuses:0.03", 0, 0,
      NULL, "habits and the share of the episodes where each is possible that are answered with it"},
-    {"max_steps|steps", OP_OPTION_INT, AT(steps), "2000", 1, 1 << 24, NULL, "steps of training"},
-    {"per_device_train_batch_size|batch_size", OP_OPTION_INT, AT(batch_size), "32", 1, 1 << 12, NULL, "episodes of a step; no episode comes twice"},
+    {"max_steps|steps", OP_OPTION_INT, AT(steps), "4000", 1, 1 << 24, NULL, "steps of training"},
+    {"per_device_train_batch_size|batch_size", OP_OPTION_INT, AT(batch_size), "16", 1, 1 << 12, NULL, "episodes of a step; no episode comes twice"},
     {"learning_rate|lr", OP_OPTION_FLOAT, AT(learning_rate), "3e-3", 0, 1, NULL, "highest learning rate"},
     {"lr_scheduler_type", OP_OPTION_CHOICE, AT(lr_scheduler_type), "cosine", 0, 0, OP_SCHEDULE_CHOICES, "how the learning rate falls after the warm-up"},
     {"warmup_ratio", OP_OPTION_FLOAT, AT(warmup_ratio), "0.05", 0, 1, NULL, "share of the steps in which the rate rises"},
@@ -119,6 +119,24 @@ static op_model_config config_of(int size, const op_tokenizer *k)
                              .eos = {op_tokenizer_eos(k)}, .n_eos = 1};
 }
 
+/* op_model_new's deviation of 0.02 is that of wide models; at this width attention would take most of a run to begin to look at anything. Here a matrix keeps
+ * the length of what goes through it (deviation 1 / sqrt(inputs)), and those that write to the residual stream share it among the layers. */
+static op_status widen_weights(op_model *m, op_error *e)
+{
+    op_params p = op_model_params(m);
+    int32_t layers = op_model_get_config(m)->layers;
+    for (size_t i = 0; i < p.n_table; i++) {
+        const op_param *x = &p.table[i];
+        if (!x->decay)
+            continue;
+        bool writes = strstr(x->name, "o_proj") || strstr(x->name, "down_proj"), embeds = strstr(x->name, "embed");
+        double deviation = embeds ? 0.05 : 1 / sqrt((double)x->cols * (writes ? 2.0 * layers : 1));
+        for (size_t k = 0; k < x->n; k++)
+            p.values[x->offset + k] *= (float)(deviation / 0.02);
+    }
+    return op_model_updated(m, e);
+}
+
 /* ---- the run ---- */
 
 typedef struct run {
@@ -163,7 +181,8 @@ static op_status set_up(run *r, op_error *e)
     s = s ? s : write_settings(r, e);
     op_model_config config = config_of(o->size, r->tokenizer);
     op_model_options how = {.act = op_subject_dtype(o->dtype, NULL), .trainable = OP_TRAIN_ALL, .seed = (uint64_t)o->world.seed};
-    return s ? s : op_model_new(&r->model, &config, &how, e);
+    s = s ? s : op_model_new(&r->model, &config, &how, e);
+    return s ? s : widen_weights(r->model, e);
 }
 
 static op_status train(run *r, const op_train_callbacks *callbacks, op_organism_result *out, op_error *e)
