@@ -28,6 +28,7 @@ struct op_teacher {
     op_status (*teach)(op_teacher *t, op_trial *const *trials, size_t n, op_error *e);
     /* Learns from the trials of a round, once they have their feedback (a learned marker). NULL: does not. */
     op_status (*learn)(op_teacher *t, op_trial *const *trials, size_t n, op_error *e);
+    bool asked;         /* set while a method asks for an opinion (op_session_ask): schedules of the teacher's own neither count nor withhold */
     /* What a resume needs of it, as a JSON value, and back. NULL: no state. */
     op_status (*save)(op_teacher *t, json_t **state, op_error *e);
     op_status (*load)(op_teacher *t, const json_t *state, op_error *e);

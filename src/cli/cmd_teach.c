@@ -366,7 +366,7 @@ static op_status loop(lesson *l, op_error *e)
         if (key == TEACH_STOPPED || key == 'q')
             break;
         s = press(l, key, &done, e);
-        snprintf(l->message, sizeof l->message, "%s", s ? e->message : l->view.all_ten ? "1-9 and 0: which of the ten?" : usual);
+        snprintf(l->message, sizeof l->message, "%.399s", s ? e->message : l->view.all_ten ? "1-9 and 0: which of the ten?" : usual);
         if (s == OP_ERR_ARG || s == OP_ERR_FORMAT)
             s = OP_OK;
     }

@@ -105,6 +105,8 @@ static op_status learn_round(op_session *s, const op_stage *stage, op_error *e)
     op_tokens reset;
     op_tokens_init(&reset);
     op_status status = op_tokenizer_encode(op_session_chat(s)->tokenizer, o->reset, strlen(o->reset), OP_ENCODE_CONTINUE | OP_ENCODE_SPECIAL, &reset, e);
+    if (!status && !reset.n)
+        status = op_error_set(e, OP_ERR_ARG, "stage \"%s\": key \"reset\": \"%s\" has no tokens", stage->name, o->reset);
     if (!status)
         status = op_session_cues(s, &cues, &n, e);
     if (!status)

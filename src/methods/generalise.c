@@ -49,6 +49,7 @@ static int64_t cost(const settings *o, const op_cue *c, op_cue *const *chosen, s
     int64_t shared = 0, strength = o->rising ? json_integer_value(json_object_get(c->tags, o->rising)) : 0;
     for (size_t i = 0; o->choose != DRAWN && i < n; i++)
         shared += shared_features(c, chosen[i], o->vary);
+    strength = strength < 0 ? 0 : strength > 1000 ? 1000 : strength;
     return (strength > level ? strength << 32 : 0) + (o->choose == ALIKE ? -shared : shared);
 }
 

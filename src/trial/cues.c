@@ -49,8 +49,14 @@ static op_status tags_of(op_cue *c, json_t *line, op_error *e)
     bool ok = (c->tags = json_object());
     if (ok && json_is_object(given))
         ok = !json_object_update(c->tags, given);
+    const char *key;
+    json_t *value;
+    void *next;
+    json_object_foreach_safe(c->tags, next, key, value)
+        if (!json_is_string(value) && !json_is_number(value) && !json_is_boolean(value))
+            json_object_del(c->tags, key); /* a tag is one word or number */
     for (size_t i = 0; ok && i < sizeof carried / sizeof *carried; i++)
-        if (json_object_get(line, carried[i]))
+        if (json_is_string(json_object_get(line, carried[i])) || json_is_number(json_object_get(line, carried[i])))
             ok = !json_object_set(c->tags, carried[i], json_object_get(line, carried[i]));
     const char *answers[] = {"completion", "response"};
     for (size_t i = 0; ok && i < 2; i++)

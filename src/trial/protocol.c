@@ -137,7 +137,18 @@ static op_status unknown_key(const target *to, const char *key, const char *name
     return op_error_set(e, OP_ERR_ARG, "%s: unknown key \"%.100s\"%s%s%s", name, key, near ? ", did you mean \"" : "", near ? near : "", near ? "\"" : "");
 }
 
-/* Sets one key of the first target that knows it; null leaves it as it is. */
+/* Of the row that has this key. */
+static op_option_type type_of(const op_option *table, const char *key)
+{
+    for (; table->key; table++) {
+        const op_option alone[] = {*table, {0}};
+        if (has_key(alone, key))
+            return table->type;
+    }
+    return OP_OPTION_STRING;
+}
+
+/* Sets one key of the first target that knows it. null unsets a text and leaves anything else as it is. */
 static op_status set_value(const target *to, const char *key, const json_t *v, const char *name, op_error *e)
 {
     op_error why = {0};
@@ -145,8 +156,12 @@ static op_status set_value(const target *to, const char *key, const json_t *v, c
     const target *t = find_target(to, key);
     if (!t)
         return unknown_key(to, key, name, e);
-    if (json_is_null(v))
+    op_option_type type = type_of(t->table, key);
+    bool text = type == OP_OPTION_STRING || type == OP_OPTION_LIST;
+    if (json_is_null(v) && !text)
         return OP_OK;
+    if (type == OP_OPTION_STRING && json_is_number(v))
+        return op_error_set(e, OP_ERR_ARG, "%s: key \"%s\": found a number, expected a text; write it in quotes", name, key);
     op_buf_init(&word, 1 << 20);
     op_status status = op_buf_printf(&word, "%s=", key);
     size_t i;

@@ -203,6 +203,7 @@ typedef struct asking {
     const int32_t *forced;
     int32_t n_forced;
     int32_t *prompt;       /* owned while asking */
+    op_request *answer;    /* borrowed while asking; without tokens where the answer was over before */
 } asking;
 
 static op_status fill_request(op_session *s, asking *a, op_request *r, op_error *e)
@@ -236,11 +237,13 @@ static op_status take_answer(op_session *s, const asking *a, const op_request *r
     memcpy(t->response, a->prompt + t->n_prompt, (size_t)before * sizeof *t->response);
     for (int32_t i = 0; i < before; i++)
         t->logprobs[i] = i < kept && a->kept->logprobs ? a->kept->logprobs[i] : NAN;
-    memcpy(t->response + before, r->tokens, (size_t)r->n * sizeof *t->response);
-    memcpy(t->logprobs + before, r->logprobs, (size_t)r->n * sizeof *t->logprobs);
+    if (r->n) {
+        memcpy(t->response + before, r->tokens, (size_t)r->n * sizeof *t->response);
+        memcpy(t->logprobs + before, r->logprobs, (size_t)r->n * sizeof *t->logprobs);
+    }
     t->n_response = n;
     t->n_forced = before;
-    t->finish = r->finish;
+    t->finish = r->n ? r->finish : OP_FINISH_STOP;
     t->sampler = r->sampling;
     memcpy(t->policy, s->policy, sizeof t->policy);
     s->tokens += r->n;
@@ -251,34 +254,51 @@ static op_status take_answer(op_session *s, const asking *a, const op_request *r
 }
 
 /* Groups of answers to one prompt follow each other: the first of a group computes the prompt for the others. */
-static void share_prompts(const asking *a, op_request *r, size_t n)
+static void share_prompts(op_request *r, size_t n)
 {
     for (size_t i = 1; i < n; i++) {
         size_t first = r[i - 1].share >= 0 ? (size_t)r[i - 1].share : i - 1;
-        if (r[i].n_prompt == r[first].n_prompt && !memcmp(a[i].prompt, a[first].prompt, (size_t)r[i].n_prompt * sizeof *a->prompt)) {
+        if (r[i].n_prompt == r[first].n_prompt && !memcmp(r[i].prompt, r[first].prompt, (size_t)r[i].n_prompt * sizeof *r->prompt)) {
             r[i].share = (int32_t)first;
             r[i].share_n = r[i].n_prompt;
         }
     }
 }
 
+/* Is the last of the kept or placed tokens one that ends an answer? */
+static bool is_over(const op_session *s, const asking *a)
+{
+    const op_model_config *c = op_model_get_config(s->subject.model);
+    int32_t last = a->n_forced ? a->forced[a->n_forced - 1] : a->kept && a->at ? a->kept->response[a->at - 1] : -1;
+    for (int32_t i = 0; i < c->n_eos; i++)
+        if (c->eos[i] == last)
+            return true;
+    return false;
+}
+
 static op_status ask_all(op_session *s, asking *a, size_t n, op_error *e)
 {
-    op_request *requests = op_alloc_zero(n ? n : 1, sizeof *requests);
+    op_request *requests = op_alloc_zero(n + 1, sizeof *requests), *over = requests + n; /* one for all that are over */
+    size_t n_asked = 0;
     op_status status = requests ? OP_OK : no_memory(e);
-    for (size_t i = 0; !status && i < n; i++)
-        status = fill_request(s, &a[i], &requests[i], e);
+    for (size_t i = 0; !status && i < n; i++) {
+        bool ended = is_over(s, &a[i]);
+        status = fill_request(s, &a[i], ended ? over : &requests[n_asked], e);
+        a[i].answer = ended ? over : &requests[n_asked];
+        n_asked += !ended;
+    }
     double start = op_seconds();
-    if (!status) {
-        share_prompts(a, requests, n);
+    if (!status && n_asked) {
+        share_prompts(requests, n_asked);
         op_generate_options how = {.interrupt = s->callbacks->stop};
-        status = op_generate(s->subject.model, requests, n, &how, e);
+        status = op_generate(s->subject.model, requests, n_asked, &how, e);
     }
     s->model_seconds += op_seconds() - start;
     for (size_t i = 0; requests && i < n; i++) {
         if (!status)
-            status = take_answer(s, &a[i], &requests[i], e);
-        op_request_release(&requests[i]);
+            status = take_answer(s, &a[i], a[i].answer, e);
+        if (a[i].answer && a[i].answer != over)
+            op_request_release(a[i].answer);
         op_free(a[i].prompt);
         a[i].prompt = NULL;
     }
@@ -387,11 +407,12 @@ static op_status likeliest_at(op_session *s, op_pass *pass, op_trial *t, int32_t
 
 op_status op_session_alternatives(op_session *s, op_trial *const *trials, size_t n, const int32_t *at, int32_t k, op_error *e)
 {
-    if (k < 1 || k > 64)
-        return op_error_set(e, OP_ERR_ARG, "%d alternatives, expected 1 to 64", k);
+    int32_t vocab = op_model_get_config(s->subject.model)->vocab, most = vocab < 64 ? vocab : 64;
+    if (k < 1 || k > most)
+        return op_error_set(e, OP_ERR_ARG, "%d alternatives, expected 1 to %d", k, most);
     op_pass *pass = NULL;
     double start = op_seconds();
-    float *logits = op_alloc_array((size_t)op_model_get_config(s->subject.model)->vocab, sizeof *logits);
+    float *logits = op_alloc_array((size_t)vocab, sizeof *logits);
     op_status status = logits ? op_pass_new(&pass, s->subject.model, e) : no_memory(e);
     for (size_t i = 0; !status && i < n; i++) {
         if (at[i] < 0 || at[i] >= trials[i]->n_response)
@@ -407,8 +428,12 @@ op_status op_session_alternatives(op_session *s, op_trial *const *trials, size_t
 
 /* ---- feedback ---- */
 
+/* A teacher that withheld some of what it thought (several, with their own schedules) says in the tag "verdict" what it was. */
 static bool is_success(const op_session *s, const op_trial *t)
 {
+    const json_t *verdict = json_object_get(t->tags, "verdict");
+    if (json_is_boolean(verdict))
+        return json_is_true(verdict);
     return t->has_reward ? t->reward > s->stage->success_above : op_trial_first_error(t) < 0;
 }
 
@@ -471,14 +496,21 @@ static op_status check_trial(const op_session *s, const op_trial *t, op_error *e
     return status ? op_error_set(e, status, "round %lld, trial %zu: %s", (long long)s->round + 1, i + 1, text) : OP_OK;
 }
 
-op_status op_session_ask(op_session *s, op_trial *const *trials, size_t n, op_error *e)
+/* What the teacher says of trials; `asked`: its opinion, outside every schedule. */
+static op_status hear(op_session *s, op_trial *const *trials, size_t n, bool asked, op_error *e)
 {
     if (!s->teacher)
         return op_error_set(e, OP_ERR_ARG, "it has no teacher");
+    s->teacher->asked = asked;
     op_status status = s->teacher->teach(s->teacher, trials, n, e);
     for (size_t i = 0; !status && i < n; i++)
         status = check_trial(s, trials[i], e);
     return status;
+}
+
+op_status op_session_ask(op_session *s, op_trial *const *trials, size_t n, op_error *e)
+{
+    return hear(s, trials, n, true, e);
 }
 
 op_status op_session_teach(op_session *s, op_trial *const *trials, size_t n, bool *success, op_error *e)
@@ -488,7 +520,7 @@ op_status op_session_teach(op_session *s, op_trial *const *trials, size_t n, boo
         return no_memory(e);
     for (size_t i = 0; i < n; i++)
         had[i] = (before){trials[i]->n_marks, trials[i]->n_alternatives, trials[i]->by};
-    op_status status = op_session_ask(s, trials, n, e);
+    op_status status = hear(s, trials, n, false, e);
     for (size_t i = 0; !status && i < n; i++) {
         op_entry *x = &s->entries[index_of_trial(s, trials[i])];
         status = follow(s, x, had[i], e);

@@ -13,6 +13,7 @@
 #include "train/checkpoint.h"
 #include "train/journal.h"
 #include "trial/session_parts.h"
+#include "trial/settings.h"
 
 typedef struct run {
     op_session s;
@@ -110,13 +111,25 @@ static bool is_new(const run *r, size_t at)
     return true;
 }
 
+static op_status check_lesson(const run *r, size_t at, op_error *e)
+{
+    const op_lesson_options *o = &r->protocol.stages[at].stage.lesson;
+    op_lesson *lesson = NULL;
+    op_status status = op_lesson_new(&lesson, o, e);
+    op_lesson_free(lesson);
+    if (!status && o->kl > 0 && !r->s.reference.model && r->protocol.o.trainee.method == OP_METHOD_FULL)
+        status = op_error_set(e, OP_ERR_ARG, "\"lesson.kl\" needs \"reference\": with method=full there is no other model to stay near to");
+    return status;
+}
+
 /* Opens every stage that differs from those before it, and closes it again: what is wrong with the last one should not come out when the others are done. */
 static op_status try_stages(run *r, op_error *e)
 {
     op_session *s = &r->s;
     op_status status = OP_OK;
-    for (s->stage_at = 1; !status && s->stage_at < r->protocol.n; s->stage_at++) {
-        if (!is_new(r, s->stage_at))
+    for (s->stage_at = 0; !status && s->stage_at < r->protocol.n; s->stage_at++) {
+        status = of_stage(r, s->stage_at, check_lesson(r, s->stage_at, e), e);
+        if (status || !s->stage_at || !is_new(r, s->stage_at))
             continue;
         status = open_stage(r, e);
         close_stage(s);
@@ -158,6 +171,8 @@ static op_status save_extra(run *r, json_t **out, op_error *e)
                                      "cues", (json_int_t)s->cues_drawn, "told", (json_int_t)s->n_successes, "successes", successes_json(s), "schedule",
                                      schedule, "teacher", teacher, "baseline", baseline.mean, "baseline_count", (json_int_t)baseline.count, "figures",
                                      r->figures, "memory", json_deep_copy(s->memory));
+    if (status)
+        json_decref(schedule);
     return status || *out ? status : no_memory(e);
 }
 
@@ -197,7 +212,10 @@ static op_status load_extra(run *r, json_t *x, op_error *e)
         return status;
     s->cues_drawn = (uint64_t)cues;
     op_lesson_set_running(s->lesson, (op_running){mean, count});
-    size_t n = strlen(told) < OP_SESSION_WINDOW ? strlen(told) : OP_SESSION_WINDOW;
+    size_t n = strlen(told);
+    if (n > OP_SESSION_WINDOW || (int64_t)n > s->n_successes || strspn(told, "01") != n || !json_is_array(json_object_get(x, "figures")) ||
+        !json_is_object(json_object_get(x, "memory")))
+        return op_error_set(e, OP_ERR_FORMAT, "%s: what it holds of the stage is damaged", name);
     for (size_t i = 0; i < n; i++)
         s->successes[(s->n_successes - (int64_t)n + (int64_t)i) % OP_SESSION_WINDOW] = told[i] == '1';
     json_decref(r->figures);
@@ -369,6 +387,7 @@ static op_status finish_stage(run *r, op_error *e)
 static op_status run_stages(run *r, op_error *e)
 {
     op_session *s = &r->s;
+    const char *again = strcmp(r->protocol.o.trainee.resume, "auto") ? "resume=auto" : "the same command";
     op_status status = OP_OK;
     while (!status && s->stage_at < r->protocol.n && !stopped(r)) {
         if (stage_is_over(s)) {
@@ -382,11 +401,11 @@ static op_status run_stages(run *r, op_error *e)
             status = save(r, e);
     }
     if (status == OP_ERR_INTERRUPTED)
-        return op_error_set(e, OP_ERR_INTERRUPTED, "stopped in round %lld; the same command goes on from its beginning", (long long)s->round + 1);
+        return op_error_set(e, OP_ERR_INTERRUPTED, "stopped in round %lld; %s goes on from its beginning", (long long)s->round + 1, again);
     if (!status && s->stage_at < r->protocol.n) {
         status = save(r, e);
         if (!status)
-            status = op_error_set(e, OP_ERR_INTERRUPTED, "stopped after round %lld; the same command goes on from there", (long long)s->round);
+            status = op_error_set(e, OP_ERR_INTERRUPTED, "stopped after round %lld; %s goes on from there", (long long)s->round, again);
     }
     return status;
 }
@@ -402,35 +421,77 @@ static op_status write_results(run *r, op_error *e)
     return status;
 }
 
-static op_status make_identity(run *r, op_error *e)
+/* The bytes of every file that settings name under "file" or "labelled": what it says is part of the run. */
+static op_status hash_files(const run *r, const json_t *x, op_hasher *h, op_error *e)
 {
-    static const char *const leave_out[] = {"store", "save_rounds", "keep_probes", NULL};
-    char model[65];
-    op_status status = op_model_hash(r->s.subject.model, model, e);
-    r->identity = json_object();
-    if (!status && !r->identity)
-        status = no_memory(e);
-    if (!status)
-        status = op_trainee_identity(r->identity, &r->protocol.o, op_protocol_table, leave_out, e);
-    json_t *stages = json_object_get(r->protocol.root, "stages");
-    static const char *const parts[] = {"cues", "teacher", "schedule"};
-    json_t *all = json_pack("{sO}", "stages", stages);
-    for (size_t i = 0; all && i < 3; i++)
+    op_status status = OP_OK;
+    const char *key;
+    json_t *value;
+    size_t i;
+    json_array_foreach((json_t *)x, i, value)
+        status = status ? status : hash_files(r, value, h, e);
+    json_object_foreach((json_t *)x, key, value) {
+        char *path = NULL;
+        op_map map = {0};
+        if ((strcmp(key, "file") != 0 && strcmp(key, "labelled") != 0) || !json_is_string(value)) {
+            status = status ? status : hash_files(r, value, h, e);
+            continue;
+        }
+        status = status ? status : op_settings_path(&path, r->dir, json_string_value(value), e);
+        if (!status)
+            status = op_map_open(&map, path, e);
+        if (!status)
+            op_hash_add(h, map.data, map.size);
+        op_map_close(&map);
+        op_free(path);
+    }
+    return status;
+}
+
+/* Of the stages, of the defaults that they take from the top, and of the files that these name. */
+static op_status hash_stages(const run *r, char hex[OP_HASH_HEX], op_error *e)
+{
+    static const char *const parts[] = {"stages", "cues", "teacher", "schedule"};
+    json_t *all = json_object();
+    bool ok = all;
+    for (size_t i = 0; ok && i < sizeof parts / sizeof *parts; i++)
         if (json_object_get(r->protocol.root, parts[i]))
-            json_object_set(all, parts[i], json_object_get(r->protocol.root, parts[i]));
-    char *text = all ? json_dumps(all, JSON_COMPACT | JSON_SORT_KEYS) : NULL, hash[65] = "";
-    if (text)
-        op_hash(text, strlen(text), hash);
-    else
-        status = status ? status : no_memory(e);
+            ok = !json_object_set(all, parts[i], json_object_get(r->protocol.root, parts[i]));
+    char *text = ok ? json_dumps(all, JSON_COMPACT | JSON_SORT_KEYS) : NULL;
+    op_status status = text ? OP_OK : no_memory(e);
+    op_hasher h;
+    op_hash_begin(&h);
+    if (!status) {
+        op_hash_add(&h, text, strlen(text));
+        status = hash_files(r, all, &h, e);
+    }
+    op_hash_end(&h, hex);
     op_free(text);
     json_decref(all);
-    if (!status && (json_object_set_new(r->identity, "stages with hash", json_string(hash)) ||
+    return status;
+}
+
+static op_status make_identity(run *r, op_error *e)
+{
+    static const char *const leave_out[] = {"store", "reference", "save_rounds", "keep_probes", NULL};
+    char model[OP_HASH_HEX], reference[OP_HASH_HEX] = "none", stages[OP_HASH_HEX];
+    r->identity = json_object();
+    op_status status = r->identity ? op_model_hash(r->s.subject.model, model, e) : no_memory(e);
+    if (!status && r->s.reference.model)
+        status = op_model_hash(r->s.reference.model, reference, e);
+    if (!status)
+        status = op_trainee_identity(r->identity, &r->protocol.o, op_protocol_table, leave_out, e);
+    if (!status)
+        status = hash_stages(r, stages, e);
+    if (!status && (json_object_set_new(r->identity, "stages with hash", json_string(stages)) ||
+                    json_object_set_new(r->identity, "the reference model with hash", json_string(reference)) ||
                     json_object_set_new(r->identity, "the base model with hash", json_string(model))))
         status = no_memory(e);
     char *whole = status ? NULL : json_dumps(r->identity, JSON_COMPACT | JSON_SORT_KEYS);
     if (whole)
         op_hash(whole, strlen(whole), r->run_id);
+    else
+        status = status ? status : no_memory(e);
     op_free(whole);
     return status;
 }
@@ -482,15 +543,32 @@ static op_status open_reference(run *r, op_error *e)
     const op_protocol_options *o = &r->protocol.o;
     if (!o->reference)
         return OP_OK;
+    if (op_path_same(o->reference, o->trainee.output_dir))
+        return op_error_set(e, OP_ERR_ARG, "output_dir \"%s\" is the directory of the reference model", o->trainee.output_dir);
     op_model_options how = {.backend = o->trainee.backend, .act = op_subject_dtype(o->trainee.dtype, o->trainee.backend)};
     return op_subject_open(&r->s.reference, o->reference, &how, e);
 }
 
+/* The store's URL without a password. */
+static json_t *store_shown(const char *url)
+{
+    const char *user = strstr(url, "://"), *at = user ? strchr(user, '@') : NULL, *colon = user ? strchr(user + 3, ':') : NULL;
+    return at && colon && colon < at ? json_sprintf("%.*s:...%s", (int)(colon - url), url, at) : json_string(url);
+}
+
+/* protocol.json, which people share. What an earlier run in this directory found is not this one's. */
 static op_status write_config(run *r, op_error *e)
 {
-    char *path = op_path_join(r->protocol.o.trainee.output_dir, "protocol.json");
-    op_status status = path ? op_json_write(path, r->protocol.root, e) : no_memory(e);
+    const op_protocol_options *o = &r->protocol.o;
+    char *path = op_path_join(o->trainee.output_dir, "protocol.json"), *old = op_path_join(o->trainee.output_dir, "results.json");
+    json_t *root = json_copy(r->protocol.root);
+    bool ok = path && old && root && (!o->store || !json_object_set_new(root, "store", store_shown(o->store)));
+    op_status status = ok ? op_json_write(path, root, e) : no_memory(e);
+    if (!status)
+        status = op_path_remove(old, e);
+    json_decref(root);
     op_free(path);
+    op_free(old);
     return status;
 }
 

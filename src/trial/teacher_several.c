@@ -5,7 +5,8 @@
  *     schedule  as in operant/reinforce.h; default continuous. A success is what op_teacher_success calls one, of this teacher's feedback alone;
  *               on a probe it is silent; a jackpot multiplies its reward
  *     wrong     share of its marks that are turned around, 0 .. 1; default 0: how much does a careless teacher harm?
- * They speak in their order; their rewards add up, and so do their marks. */
+ * They speak in their order; their rewards add up, and so do their marks. The tag "verdict" of a trial says whether all of them found it a success, also
+ * those that their schedules kept silent. */
 #include "trial/teachers.h"
 
 #include <string.h>
@@ -65,7 +66,8 @@ static op_status bare_copy(op_trial *out, const op_trial *t, op_error *e)
     return op_trial_copy(out, &bare, e);
 }
 
-static op_status teach_one(several *v, int i, op_trial *t, op_error *e)
+/* *success stays true only if this teacher found nothing wrong either, whether it is heard or not. */
+static op_status teach_one(several *v, int i, op_trial *t, bool asked, bool *success, op_error *e)
 {
     member *m = &v->member[i];
     op_trial copy, *told = &copy;
@@ -74,7 +76,8 @@ static op_status teach_one(several *v, int i, op_trial *t, op_error *e)
         return s;
     s = m->teacher->teach(m->teacher, &told, 1, e);
     double size = 1;
-    if (!s && op_reinforce_next(m->schedule, op_teacher_success(&copy), &size) == OP_FEEDBACK) {
+    *success = *success && op_teacher_success(&copy);
+    if (!s && (asked || op_reinforce_next(m->schedule, op_teacher_success(&copy), &size) == OP_FEEDBACK)) {
         turn_around(v, i, m, &copy, 0);
         s = hand_over(t, &copy, size, m->teacher->name, e);
     }
@@ -86,9 +89,13 @@ static op_status teach(op_teacher *teacher, op_trial *const *trials, size_t n, o
 {
     several *v = teacher->ctx;
     op_status s = OP_OK;
-    for (size_t k = 0; !s && k < n; k++)
+    for (size_t k = 0; !s && k < n; k++) {
+        bool success = true;
         for (int i = 0; !s && i < v->n; i++)
-            s = teach_one(v, i, trials[k], e);
+            s = teach_one(v, i, trials[k], teacher->asked, &success, e);
+        if (!s && json_object_set_new(trials[k]->tags, "verdict", json_boolean(success)))
+            s = op_error_set(e, OP_ERR_NOMEM, "%s: out of memory", name);
+    }
     return s;
 }
 
