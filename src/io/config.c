@@ -168,12 +168,18 @@ static bool parse_int(const char *s, int64_t *out)
     return !*end && !errno;
 }
 
+/* "1 to 1048576": of an integer in full, of a number as short as it goes. */
+static void range_text(const op_option *o, char room[80])
+{
+    snprintf(room, 80, o->type == OP_OPTION_INT ? "%.0f to %.0f" : "%g to %g", o->min, o->max);
+}
+
 static op_status check_range(const source *src, int line, const op_option *o, const char *s, double v)
 {
     if ((o->min == 0 && o->max == 0) || (v >= o->min && v <= o->max))
         return OP_OK;
     char expected[80];
-    snprintf(expected, sizeof expected, "%g to %g", o->min, o->max);
+    range_text(o, expected);
     return bad_value(src, line, o, s, expected);
 }
 
@@ -506,8 +512,10 @@ static op_status help_row(const op_option *o, op_buf *out)
     if (!s)
         s = op_buf_printf(out, "=%s\n      %s", o->type == OP_OPTION_CHOICE ? o->choices : kinds[o->type], o->help);
     bool number = o->type == OP_OPTION_INT || o->type == OP_OPTION_FLOAT;
+    char range[80];
+    range_text(o, range);
     if (!s && number && (o->min != 0 || o->max != 0))
-        s = op_buf_printf(out, "; %g to %g", o->min, o->max);
+        s = op_buf_printf(out, "; %s", range);
     if (!s && (o->fallback || number))
         s = op_buf_printf(out, "; default %s", o->fallback ? o->fallback : "0");
     return s ? s : op_buf_puts(out, "\n");

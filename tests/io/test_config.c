@@ -210,6 +210,10 @@ static void help_shows_every_key_with_alias_default_range_and_choices(void **sta
     assert_non_null(strstr(b.data, "  max_steps, steps=integer\n      optimiser steps; 1 to 1000; default 10\n"));
     assert_non_null(strstr(b.data, "  schedule=none|linear|cosine\n      shape of the schedule; default linear\n"));
     assert_non_null(strstr(b.data, "  model=text\n      path of the model\n"));
+    const op_option large[] = {{"n", OP_OPTION_INT, 0, "1", 1, 1 << 20, NULL, "whole"}, {"x", OP_OPTION_FLOAT, 8, "1", 0, 1e6, NULL, "real"}, {0}};
+    assert_int_equal(op_config_help(large, &b), OP_OK);
+    assert_non_null(strstr(b.data, "whole; 1 to 1048576; default 1\n"));
+    assert_non_null(strstr(b.data, "real; 0 to 1e+06; default 1\n"));
     op_buf_release(&b);
 }
 
