@@ -31,10 +31,11 @@ typedef struct cli_args {
     int n_words;
 } cli_args;
 
-/* Initialises `settings` from the command's table and reads the arguments. Exits by itself on --help (0) and on a mistake (2).
- * From here on the program cannot end well if its output was not written: exit status 1 and the system's reason, or, where the
- * reader of a pipe has gone, a quiet 141, as SIGPIPE would give. */
+/* Initialises `settings` from the command's table and reads the arguments. Exits by itself on --help (0) and on a mistake (2). */
 cli_args cli_parse(const cli_command *c, void *settings, int argc, char **argv);
+/* Runs at exit, whatever the verb: the program cannot end well if its output was not written. Exit status 1 and the system's
+ * reason, or, where the reader of a pipe has gone, a quiet 141, as SIGPIPE would give. */
+void cli_check_stdout(void);
 void cli_print_help(const cli_command *c, FILE *out);
 
 /* ---- drawing tokens: the settings that chat and generate share ---- */

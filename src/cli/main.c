@@ -57,6 +57,7 @@ static void spin_less(char **argv)
 int main(int argc, char **argv)
 {
     spin_less(argv);
+    atexit(cli_check_stdout);
     if (argc < 2 || !strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || (argc == 2 && !strcmp(argv[1], "help"))) {
         usage(argc < 2 ? stderr : stdout);
         return argc < 2 ? 2 : 0;

@@ -63,8 +63,8 @@ static void quit(const cli_command *c, void *settings, const op_error *e)
     exit(cli_usage_error(c, "%s", e->message));
 }
 
-/* Runs at exit: a full disk shows when the last bytes are written. */
-static void check_stdout(void)
+/* A full disk shows when the last bytes are written. */
+void cli_check_stdout(void)
 {
     errno = 0;
     bool failed = fflush(stdout) || ferror(stdout);
@@ -82,7 +82,6 @@ cli_args cli_parse(const cli_command *c, void *settings, int argc, char **argv)
 {
     cli_args a = {0};
     op_error e = {0};
-    atexit(check_stdout);
     if (c->table && op_config_init(settings, c->table, &e))
         quit(c, settings, &e);
     for (int i = 0; i < argc; i++) {

@@ -478,6 +478,9 @@ static void output_that_cannot_be_written_is_a_failure(void **state)
     (void)state;
     assert_int_equal(operant("env >/dev/full 2>.err; exit $?;:"), 1);
     assert_has(err, "operant: standard output cannot be written: No space left on device");
+    assert_int_equal(operant("--help >/dev/full 2>.err; exit $?;:"), 1);
+    assert_int_equal(operant("--version >/dev/full 2>.err; exit $?;:"), 1);
+    assert_has(err, "operant: standard output cannot be written: No space left on device");
     assert_int_equal(operant("chat --help >/dev/full 2>.err; exit $?;:"), 1);
     write_text("talk", "hello\nhello\n");
     assert_int_equal(operant("chat model=model max_tokens=3 dtype=f32 <talk >/dev/full 2>.err; exit $?;:"), 1);
