@@ -509,6 +509,39 @@ static void a_schedule_that_thins_the_reward_leaves_the_marks(void **state)
     trials_free(&none);
 }
 
+/* One answer; again with the end token placed after its first; and an opinion of it. */
+static op_status place_the_end(op_session *s, const op_stage *stage, op_error *err)
+{
+    op_cue *const *cues;
+    op_trial **list, **again;
+    size_t n;
+    (void)stage;
+    const op_model_config *c = op_model_get_config(op_session_subject(s)->model);
+    const int32_t at = 1, one = 1, end = c->eos[0], *forced = &end;
+    op_status status = op_session_cues(s, &cues, &n, err);
+    if (!status)
+        status = op_session_sample(s, (const op_cue *const *)cues, 1, 1, &list, err);
+    if (!status)
+        status = op_session_redo(s, list, 1, &at, &forced, &one, &again, err);
+    if (status)
+        return status;
+    assert_int_equal(again[0]->n_response, 2);
+    assert_int_equal(again[0]->response[1], end);
+    assert_int_equal(again[0]->finish, OP_FINISH_STOP);
+    for (int i = 0; !status && i < 3; i++)
+        status = op_session_ask(s, list, 1, err);
+    assert_true(status || (list[0]->has_reward && list[0]->n_marks == 3 * list[0]->n_response));
+    return status;
+}
+
+static void an_answer_is_over_where_the_end_is_placed_and_an_opinion_does_not_wait_for_a_schedule(void **state)
+{
+    (void)state;
+    spy = place_the_end;
+    run(protocol("placed", "stages: [{method: spy, rounds: 1, prompts: 1, group: 1, max_tokens: 6,\n"
+                           "  teacher: {type: several, teachers: [{teacher: {type: even}, schedule: {type: fixed_ratio, n: 1000, failures: never}}]}}]\n"));
+}
+
 /* ---- the protocol file ---- */
 
 static op_status read_protocol(const char *text, const char *const *words, size_t n, op_protocol *p)
@@ -559,8 +592,10 @@ static void a_mistake_in_the_last_stage_comes_out_before_the_first(void **state)
         {"{method: reward, teacher: {type: evn}}", "late.yaml: stage 2, \"reward\": teacher: key \"type\": found \"evn\""},
         {"{method: reward, name: late, cues: {type: data, file: cues.jsonl, clases: [a]}}", "stage 2, \"late\": cues: unknown key \"clases\", did you mean \"classes\""},
         {"{method: reward, cues: {type: data, file: none.jsonl}}", "none.jsonl"},
-        {"{method: reward, cues: {type: data, file: cues.jsonl, classes: [z]}}", "no cue of these classes"}};
-    for (size_t i = 0; i < 4; i++) {
+        {"{method: reward, cues: {type: data, file: cues.jsonl, classes: [z]}}", "no cue of these classes"},
+        {"{method: reward, lesson: {kl: 0.1}}", "stage 2, \"reward\": \"lesson.kl\" needs \"reference\""},
+        {"{method: reward, name: 7}", "key \"name\": found a number, expected a text"}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         char stages[512];
         snprintf(stages, sizeof stages, "stages: [{method: reward, rounds: 1, prompts: 1, group: 1, max_tokens: 2}, %s]\n", cases[i][0]);
         assert_true(run_with(protocol("late", stages), NULL, 0, NULL, NULL) != OP_OK);
@@ -609,6 +644,13 @@ static void a_changed_protocol_refuses_to_resume(void **state)
         assert_int_equal(run_with(path, &words[i][0], 1, NULL, NULL), OP_ERR_MISMATCH);
         assert_says(i < 2 ? "stages with hash" : words[i][1]);
     }
+    put("own.jsonl", "{\"prompt\": \"a b\"}\n");
+    path = protocol("files", "stages: [{method: reward, rounds: 1, prompts: 1, group: 1, max_tokens: 2, cues: {type: data, file: own.jsonl}}]\n");
+    run(path);
+    put("own.jsonl", "{\"prompt\": \"b a\"}\n");
+    assert_int_equal(run_with(path, NULL, 0, NULL, NULL), OP_ERR_MISMATCH);
+    assert_says("stages with hash");
+    path = protocol("changed", stages);
     op_session_result r;
     assert_ok(run_with(path, (const char *const[]){"save_rounds=7", "save_dtype=bf16"}, 2, NULL, &r)); /* these decide nothing */
     assert_int_equal(r.resumed_from, 2);
@@ -709,6 +751,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_response_whose_text_has_other_tokens_is_stored_and_learned_as_it_was_sampled),
         cmocka_unit_test(feedback_that_does_not_fit_the_response_is_an_error_that_names_the_trial),
         cmocka_unit_test(a_schedule_that_thins_the_reward_leaves_the_marks),
+        cmocka_unit_test(an_answer_is_over_where_the_end_is_placed_and_an_opinion_does_not_wait_for_a_schedule),
         cmocka_unit_test(errors_of_a_protocol_name_file_stage_key_and_the_nearest_key),
         cmocka_unit_test(a_mistake_in_the_last_stage_comes_out_before_the_first),
         cmocka_unit_test(words_of_the_command_line_override_the_file_at_any_depth),
