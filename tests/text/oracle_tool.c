@@ -104,7 +104,7 @@ static op_status chat_line(void *ctx, json_t *object, int line, op_error *e)
 {
     (void)line;
     context *c = ctx;
-    op_chat chat = {.tokenizer = c->t, .tmpl = c->tmpl};
+    op_chat chat = {.tokenizer = c->t, .tmpl = c->tmpl, .special_in_content = true}; /* as transformers has it */
     op_turns turns = {0};
     op_tokens_clear(&c->tokens);
     op_buf_clear(&c->text);
