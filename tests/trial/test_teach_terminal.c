@@ -102,7 +102,7 @@ static void read_some(int ms)
 /* Waits until what was written after byte `from` has these words. */
 static void sees(size_t from, const char *words)
 {
-    for (int i = 0; i < 1000; i++) {
+    for (int i = 0; i < 3000; i++) {
         screen[shown] = 0;
         if (strstr(screen + from, words))
             return;
@@ -122,8 +122,9 @@ static void types(const char *keys, const char *words)
 static int ends(void)
 {
     int status;
-    for (int i = 0; i < 1000; i++) {
-        read_some(10);
+    for (int i = 0; i < 6000; i++) {
+        read_some(10); /* at once, where the program has closed its side and is still leaving */
+        usleep(10000);
         if (waitpid(program, &status, WNOHANG) == program) {
             close(terminal);
             return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
