@@ -60,9 +60,11 @@ void op_trial_init(op_trial *t);
 void op_trial_release(op_trial *t);
 op_status op_trial_copy(op_trial *out, const op_trial *t, op_error *e);
 
-/* Marks and alternatives must lie within the response, values within -1 .. 1, tokens within the vocabulary (0: unknown), and no token may be
- * marked good and bad by the same teacher. Where log-probabilities tell which tokens were sampled, no mark may touch one that was neither sampled nor
- * forced. The error names the trial. */
+#define OP_TRIAL_MARKS_MAX(n_response) (4 * (int64_t)(n_response) + 1024)
+
+/* Marks (at most OP_TRIAL_MARKS_MAX) and alternatives must lie within the response, values within -1 .. 1, tokens within the vocabulary (0: unknown), and no
+ * token may be marked good and bad by the same teacher. Where log-probabilities tell which tokens were sampled, no mark may touch one that was neither
+ * sampled nor forced. The error names the trial. */
 op_status op_trial_check(const op_trial *t, int32_t vocab, op_error *e);
 
 /* Adds feedback; strings are copied. */

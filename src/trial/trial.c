@@ -2,6 +2,7 @@
 #include <operant/trial.h>
 
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/mem.h"
@@ -111,27 +112,59 @@ static op_status check_mark(const op_trial *t, const op_mark *m, op_error *e)
     return OP_OK;
 }
 
-static bool same_teacher(const op_trial *t, const op_mark *a, const op_mark *b)
+static op_status check_mark_count(const op_trial *t, int64_t n, op_error *e)
 {
-    const char *x = a->by ? a->by : t->by, *y = b->by ? b->by : t->by;
-    return x && y ? !strcmp(x, y) : x == y;
+    int64_t most = OP_TRIAL_MARKS_MAX(t->n_response);
+    return n <= most ? OP_OK : op_error_set(e, OP_ERR_ARG, "trial %lld: %lld marks on %d tokens, expected at most %lld", (long long)t->id, (long long)n, t->n_response, (long long)most);
+}
+
+/* A mark and whose it is. */
+typedef struct said {
+    const char *by; /* "": nobody */
+    const op_mark *mark;
+} said;
+
+static int by_teacher_and_start(const void *a, const void *b)
+{
+    const said *x = a, *y = b;
+    int order = strcmp(x->by, y->by);
+    return order ? order : (x->mark->start > y->mark->start) - (x->mark->start < y->mark->start);
+}
+
+/* In the order of their starts a mark contradicts one before it if that one, of the other sign, reaches beyond its start. */
+static op_status check_contradictions(const op_trial *t, op_error *e)
+{
+    op_status status = OP_OK;
+    int32_t reach[2] = {0}; /* of bad marks, of good ones */
+    said *all = op_alloc_array((size_t)t->n_marks, sizeof *all);
+    if (!all)
+        return no_memory(t, e);
+    for (int32_t i = 0; i < t->n_marks; i++) {
+        const op_mark *m = &t->marks[i];
+        all[i] = (said){m->by ? m->by : t->by ? t->by : "", m};
+    }
+    qsort(all, (size_t)t->n_marks, sizeof *all, by_teacher_and_start);
+    for (int32_t i = 0; !status && i < t->n_marks; i++) {
+        const op_mark *m = all[i].mark;
+        bool good = m->value > 0;
+        if (!i || strcmp(all[i - 1].by, all[i].by) != 0)
+            reach[0] = reach[1] = 0;
+        if (m->value == 0)
+            continue;
+        if (reach[!good] > m->start)
+            status = op_error_set(e, OP_ERR_ARG, "trial %lld: token %d is marked good and bad by the same teacher", (long long)t->id, m->start);
+        reach[good] = m->end > reach[good] ? m->end : reach[good];
+    }
+    op_free(all);
+    return status;
 }
 
 static op_status check_marks(const op_trial *t, op_error *e)
 {
-    for (int32_t i = 0; i < t->n_marks; i++) {
-        const op_mark *a = &t->marks[i];
-        op_status s = check_mark(t, a, e);
-        if (s)
-            return s;
-        for (int32_t j = 0; j < i; j++) {
-            const op_mark *b = &t->marks[j];
-            int32_t first = a->start > b->start ? a->start : b->start;
-            if (first < a->end && first < b->end && a->value * b->value < 0 && same_teacher(t, a, b))
-                return op_error_set(e, OP_ERR_ARG, "trial %lld: token %d is marked good and bad by the same teacher", (long long)t->id, first);
-        }
-    }
-    return OP_OK;
+    op_status status = check_mark_count(t, t->n_marks, e);
+    for (int32_t i = 0; !status && i < t->n_marks; i++)
+        status = check_mark(t, &t->marks[i], e);
+    return status || t->n_marks < 2 ? status : check_contradictions(t, e);
 }
 
 static op_status check_alternative(const op_trial *t, const op_alternative *a, int32_t vocab, op_error *e)
@@ -171,7 +204,8 @@ op_status op_trial_add_mark(op_trial *t, int32_t start, int32_t end, double valu
 {
     bool ok = true;
     op_mark m = {.start = start, .end = end, .value = value};
-    op_status s = check_mark(t, &m, e);
+    op_status s = check_mark_count(t, (int64_t)t->n_marks + 1, e);
+    s = s ? s : check_mark(t, &m, e);
     if (s)
         return s;
     op_mark *marks = op_realloc(t->marks, (size_t)(t->n_marks + 1) * sizeof *marks);

@@ -1,6 +1,8 @@
 /* Trials in memory and as JSON lines. */
 #include "trial_tools.h"
 
+#include <time.h>
+
 static void round_trip(const op_trial *t, const op_tokenizer *k, op_trial *back)
 {
     op_buf line;
@@ -168,6 +170,35 @@ static void a_wrong_line_names_file_line_trial_and_fault(void **state)
     assert_refused("{\"id\":3,\"prompt_tokens\":[1],\"tokens\":[5,6,7],\"logprobs\":[-1,null,-1],\"marks\":[{\"tokens\":[0,2],\"value\":1}]}", "trial 3: a mark on token 1, which was never sampled");
 }
 
+static void marks_beyond_the_maximum_are_refused_and_as_many_as_that_are_checked_fast(void **state)
+{
+    (void)state;
+    enum { N = 30000 };
+    op_trial t;
+    op_trial_init(&t);
+    t.n_prompt = 1;
+    t.n_response = N;
+    t.prompt = op_alloc_zero(1, 4);
+    t.response = op_alloc_zero(N, 4);
+    t.n_marks = (int32_t)OP_TRIAL_MARKS_MAX(N);
+    t.marks = op_alloc_zero((size_t)t.n_marks, sizeof *t.marks);
+    for (int32_t i = 0; i < t.n_marks; i++) /* all overlap: 7 * 10^9 pairs */
+        t.marks[i] = (op_mark){.start = (int32_t)((int64_t)i * 7919 % N), .end = N, .value = -1};
+    clock_t start = clock();
+    assert_ok(op_trial_check(&t, 0, e));
+    assert_true(clock() - start < 2 * CLOCKS_PER_SEC);
+    assert_int_equal(op_trial_add_mark(&t, 0, 1, -1, NULL, NULL, e), OP_ERR_ARG);
+    assert_says("121025 marks on 30000 tokens, expected at most 121024");
+    t.marks[777].value = 1;
+    assert_int_equal(op_trial_check(&t, 0, e), OP_ERR_ARG);
+    assert_says("marked good and bad");
+    t.marks[777].value = -1;
+    t.n_response--;
+    assert_int_equal(op_trial_check(&t, 0, e), OP_ERR_ARG);
+    assert_says("121024 marks on 29999 tokens, expected at most 121020");
+    op_trial_release(&t);
+}
+
 static void teachers_may_disagree_but_one_may_not_contradict_itself(void **state)
 {
     (void)state;
@@ -248,6 +279,7 @@ int main(void)
         cmocka_unit_test(words_become_the_tokens_that_training_on_the_dialogue_sees),
         cmocka_unit_test(a_response_cut_by_length_has_no_end_token),
         cmocka_unit_test(a_wrong_line_names_file_line_trial_and_fault),
+        cmocka_unit_test(marks_beyond_the_maximum_are_refused_and_as_many_as_that_are_checked_fast),
         cmocka_unit_test(teachers_may_disagree_but_one_may_not_contradict_itself),
         cmocka_unit_test(every_failed_allocation_comes_back_and_leaks_nothing),
     };
