@@ -194,33 +194,54 @@ static op_status copy_numbers(void *out, int32_t *n, const op_db_value *v, op_er
     return OP_OK;
 }
 
+/* A string, or NULL: bytes in a column of text end in no 0. */
+static const char *text_of(const op_db_value *v)
+{
+    return v->kind == OP_DB_TEXT ? v->bytes : NULL;
+}
+
+static op_status take_int32(int32_t *out, const op_db_value *v, int32_t max, const char *what, op_error *e)
+{
+    if (v->i < 0 || v->i > max)
+        return op_error_set(e, OP_ERR_FORMAT, "stored %s is %lld, expected 0..%d", what, (long long)v->i, max);
+    *out = (int32_t)v->i;
+    return OP_OK;
+}
+
+static op_status take_json(json_t **out, const op_db_value *v, const char *what, op_error *e)
+{
+    return v->kind == OP_DB_TEXT ? op_json_parse(out, v->bytes, v->n, what, e) : op_error_set(e, OP_ERR_FORMAT, "%s: found no text, expected JSON", what);
+}
+
 static op_status trial_row(void *ctx, const op_db_value *c, op_error *e)
 {
     op_trial *t = ctx;
-    int32_t n_logprobs = 0;
+    json_t *tags = NULL;
+    int32_t n_logprobs = 0, finish = 0;
     op_status s = copy_numbers(&t->prompt, &t->n_prompt, &c[0], e);
     s = s ? s : copy_numbers(&t->response, &t->n_response, &c[1], e);
     if (!s && c[2].kind == OP_DB_BYTES) {
         s = copy_numbers(&t->logprobs, &n_logprobs, &c[2], e);
         if (!s && n_logprobs != t->n_response)
-            s = op_error_set(e, OP_ERR_FORMAT, "trial %lld: %d stored log-probabilities for %d tokens", (long long)t->id, n_logprobs, t->n_response);
+            s = op_error_set(e, OP_ERR_FORMAT, "%d stored log-probabilities for %d tokens", n_logprobs, t->n_response);
     }
-    t->n_forced = (int32_t)c[3].i;
-    if (c[4].bytes)
-        snprintf(t->policy, sizeof t->policy, "%s", (const char *)c[4].bytes);
-    t->sampler = (op_sampling){.temperature = c[5].real, .top_k = (int32_t)c[6].i, .top_p = c[7].real, .min_p = c[8].real, .repetition_penalty = c[9].real,
-                               .max_tokens = (int32_t)c[10].i, .seed = (uint64_t)c[11].i};
-    t->finish = (op_finish)c[12].i;
-    if (!s && c[13].kind == OP_DB_TEXT)
-        s = op_json_parse(&t->messages, c[13].bytes, c[13].n, "stored messages", e);
-    json_t *tags = NULL;
-    s = s ? s : op_json_parse(&tags, c[14].bytes, c[14].n, "stored tags", e);
+    if (text_of(&c[4]))
+        snprintf(t->policy, sizeof t->policy, "%s", text_of(&c[4]));
+    t->sampler = (op_sampling){.temperature = c[5].real, .top_p = c[7].real, .min_p = c[8].real, .repetition_penalty = c[9].real, .seed = (uint64_t)c[11].i};
+    s = s ? s : take_int32(&t->n_forced, &c[3], t->n_response, "number of forced tokens", e);
+    s = s ? s : take_int32(&t->sampler.top_k, &c[6], INT32_MAX, "top_k", e);
+    s = s ? s : take_int32(&t->sampler.max_tokens, &c[10], INT32_MAX, "max_tokens", e);
+    s = s ? s : take_int32(&finish, &c[12], OP_FINISH_VETO, "reason to finish", e);
+    s = s ? s : take_int32(&t->redo_at, &c[16], INT32_MAX, "token to redo from", e);
+    t->finish = (op_finish)finish;
+    if (!s && c[13].kind != OP_DB_NULL)
+        s = take_json(&t->messages, &c[13], "stored messages", e);
+    s = s ? s : take_json(&tags, &c[14], "stored tags", e);
     if (!s) {
         json_decref(t->tags);
         t->tags = tags;
     }
     t->redo_of = c[15].i;
-    t->redo_at = (int32_t)c[16].i;
     t->time = c[17].i;
     return s;
 }
@@ -238,7 +259,10 @@ static op_status judgement_row(void *ctx, const op_db_value *c, op_error *e)
 
 static op_status mark_row(void *ctx, const op_db_value *c, op_error *e)
 {
-    return op_trial_add_mark(ctx, (int32_t)c[0].i, (int32_t)c[1].i, c[2].real, c[3].bytes, c[4].bytes, e);
+    int32_t from = 0, to = 0;
+    op_status s = take_int32(&from, &c[0], INT32_MAX, "beginning of a mark", e);
+    s = s ? s : take_int32(&to, &c[1], INT32_MAX, "end of a mark", e);
+    return s ? s : op_trial_add_mark(ctx, from, to, c[2].real, text_of(&c[3]), text_of(&c[4]), e);
 }
 
 static bool same_text(const char *a, const char *b)
@@ -261,9 +285,10 @@ static bool same_alternative(const op_alternative *a, const op_alternative *b)
 static op_status alternative_row(void *ctx, const op_db_value *c, op_error *e)
 {
     op_trial *t = ctx;
-    int32_t *ids = NULL, n = 0;
-    op_status s = copy_numbers(&ids, &n, &c[1], e);
-    s = s ? s : op_trial_add_alternative(t, (int32_t)c[0].i, ids, n, c[2].kind == OP_DB_REAL ? c[2].real : NAN, c[3].i, c[4].bytes, e);
+    int32_t *ids = NULL, n = 0, at = 0;
+    op_status s = take_int32(&at, &c[0], INT32_MAX, "place of an alternative", e);
+    s = s ? s : copy_numbers(&ids, &n, &c[1], e);
+    s = s ? s : op_trial_add_alternative(t, at, ids, n, c[2].kind == OP_DB_REAL ? c[2].real : NAN, c[3].i, text_of(&c[4]), e);
     op_free(ids);
     op_alternative *last = s ? NULL : &t->alternatives[t->n_alternatives - 1];
     for (op_alternative *a = t->alternatives; !s && a < last; a++)
@@ -292,6 +317,9 @@ static op_status read_trial(op_store *s, int64_t id, op_trial *t, op_error *e)
     status = status ? status : d->run(d, "SELECT from_token, to_token, value, teacher, note FROM marks WHERE trial = $1 ORDER BY id", &key, 1, mark_row, t, e);
     status = status ? status
                     : d->run(d, "SELECT at_token, tokens, logprob, picked, teacher FROM alternatives WHERE trial = $1 ORDER BY id", &key, 1, alternative_row, t, e);
+    status = status ? status : op_trial_check(t, 0, e);
+    if (status == OP_ERR_FORMAT)
+        op_error_prefix(e, "trial %lld", (long long)id);
     if (status)
         op_trial_release(t);
     return status;
@@ -415,6 +443,8 @@ static op_status add_feedback(op_store *s, const op_trial *t, op_trial *was, op_
         bool there = b < was->alternatives + n_alternatives && a->picked == b->picked && (isnan(a->logprob) || same_number(a->logprob, b->logprob));
         status = there ? OP_OK : write_alternative(s, t->id, a, e);
     }
+    if (!status && !was->by && owner && !(was->by = op_strdup(owner))) /* as it will be read */
+        status = no_memory(e);
     return status ? status : op_trial_check(was, 0, e); /* with the new marks: no teacher contradicts what it said before */
 }
 

@@ -8,6 +8,8 @@
 #include <sys/wait.h>
 #include <time.h>
 
+#include <sqlite3.h>
+
 #include <operant/store.h>
 
 static char url[256];
@@ -117,6 +119,82 @@ static void feedback_is_added_once_and_nothing_is_written_over(void **state)
     assert_says("token 1 is marked good and bad");
     assert_ok(op_store_get(store, t.id, &back, e));
     assert_int_equal(back.n_marks, 2);
+    op_trial_release(&back);
+    op_trial_release(&t);
+}
+
+/* Runs SQL on the file itself, behind the store's back. */
+static void spoil(const char *sql, int64_t id)
+{
+    sqlite3 *file;
+    char text[300];
+    snprintf(text, sizeof text, sql, (long long)id);
+    assert_int_equal(sqlite3_open(url, &file), SQLITE_OK);
+    assert_int_equal(sqlite3_exec(file, text, NULL, NULL, NULL), SQLITE_OK);
+    sqlite3_close(file);
+}
+
+static void a_stored_row_that_no_trial_can_have_is_an_error(void **state)
+{
+    (void)state;
+    static const char *const wrong[][2] = {{"UPDATE trials SET finish = 3 WHERE id = %lld", "stored reason to finish is 3, expected 0..2"},
+                                           {"UPDATE trials SET finish = -1 WHERE id = %lld", "stored reason to finish is -1"},
+                                           {"UPDATE trials SET forced = 4294967297 WHERE id = %lld", "stored number of forced tokens is 4294967297, expected 0..5"},
+                                           {"UPDATE trials SET redo_at = 4294967296 WHERE id = %lld", "stored token to redo from is 4294967296"},
+                                           {"UPDATE trials SET top_k = 4294967300 WHERE id = %lld", "stored top_k is 4294967300"},
+                                           {"UPDATE trials SET tags = x'7b7d' WHERE id = %lld", "stored tags: found no text"},
+                                           {"UPDATE trials SET messages = x'5b5d' WHERE id = %lld", "stored messages: found no text"},
+                                           {"UPDATE trials SET prompt = x'ffffffff' WHERE id = %lld", "token 0 of the prompt is -1"},
+                                           {"UPDATE trials SET response = x'000000' WHERE id = %lld", "a stored row of 3 bytes"},
+                                           {"UPDATE marks SET from_token = 4294967296 WHERE trial = %lld", "stored beginning of a mark is 4294967296"},
+                                           {"UPDATE marks SET to_token = 6 WHERE trial = %lld", "a mark on tokens 0..6"},
+                                           {"INSERT INTO marks (trial, from_token, to_token, value) VALUES (%lld, 1, 2, 1)", "marked good and bad"},
+                                           {"UPDATE alternatives SET at_token = -1 WHERE trial = %lld", "stored place of an alternative is -1"}};
+    if (!strncmp(url, "postgresql:", 11))
+        return; /* the same code, and a server keeps to the types of its columns */
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        op_trial t, back;
+        int32_t five = 5;
+        plain(&t);
+        assert_ok(op_trial_add_mark(&t, 0, 2, -1, NULL, "wrong", e));
+        assert_ok(op_trial_add_alternative(&t, 1, &five, 1, -2, false, "model", e));
+        assert_ok(op_store_add(store, &t, NULL, e));
+        spoil(wrong[i][0], t.id);
+        assert_true(op_store_get(store, t.id, &back, e) != OP_OK);
+        assert_says(wrong[i][1]);
+        assert_null(back.prompt);
+        spoil("DELETE FROM marks WHERE trial = %lld", t.id);
+        spoil("DELETE FROM alternatives WHERE trial = %lld", t.id);
+        spoil("DELETE FROM tags WHERE trial = %lld", t.id);
+        spoil("DELETE FROM trials WHERE id = %lld", t.id);
+        op_trial_release(&t);
+    }
+    /* bytes where text belongs: nobody's name */
+    op_trial t, back;
+    plain(&t);
+    assert_ok(op_trial_add_mark(&t, 0, 2, -1, "ann", "wrong", e));
+    assert_ok(op_store_add(store, &t, NULL, e));
+    spoil("UPDATE marks SET teacher = x'616e6e', note = x'61' WHERE trial = %lld", t.id);
+    spoil("UPDATE trials SET policy = x'61' WHERE id = %lld", t.id);
+    assert_ok(op_store_get(store, t.id, &back, e));
+    assert_true(!back.marks[0].by && !back.marks[0].note && !back.policy[0]);
+    op_trial_release(&back);
+    op_trial_release(&t);
+}
+
+static void marks_of_nobody_become_those_of_who_judges_first_and_bind_it(void **state)
+{
+    (void)state;
+    op_trial t, back;
+    plain(&t);
+    assert_ok(op_trial_add_mark(&t, 0, 2, -1, NULL, NULL, e));
+    assert_ok(op_store_add(store, &t, NULL, e));
+    t.marks[0].value = 1;
+    t.by = op_strdup("ann");
+    assert_int_equal(op_store_feedback(store, &t, e), OP_ERR_ARG);
+    assert_says("token 0 is marked good and bad");
+    assert_ok(op_store_get(store, t.id, &back, e)); /* what is stored can be read */
+    assert_int_equal(back.n_marks, 1);
     op_trial_release(&back);
     op_trial_release(&t);
 }
@@ -452,6 +530,8 @@ int main(void)
         cmocka_unit_test(a_stored_trial_comes_back_as_it_was),
         cmocka_unit_test(a_key_stores_a_trial_once),
         cmocka_unit_test(feedback_is_added_once_and_nothing_is_written_over),
+        cmocka_unit_test(a_stored_row_that_no_trial_can_have_is_an_error),
+        cmocka_unit_test(marks_of_nobody_become_those_of_who_judges_first_and_bind_it),
         cmocka_unit_test(a_query_finds_what_it_asks_for),
         cmocka_unit_test(a_rollback_leaves_nothing_and_a_failed_write_spoils_no_transaction),
         cmocka_unit_test(killed_writers_lose_nothing_acknowledged_and_leave_nothing_half),
