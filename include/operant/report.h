@@ -25,7 +25,8 @@ op_status op_train_report_html(const char *dir, op_buf *out, op_error *e);
 op_status op_train_report_write(const char *dir, op_error *e);
 
 /* And of a protocol's run (operant/session.h): stages, curves by round (success, reward, losses, entropy, KL, clipping, groups without variance, marks), the
- * best and the worst answers of the store and what was done again, coloured by mark, and `command`, which repeats it (NULL: left out). */
+ * best and the worst of its answers in the store and what was done again, coloured by mark, and `command`, which repeats it (NULL: left out). Passwords in
+ * URLs are left out. Without the store it says why there are no transcripts, and makes none. */
 op_status op_protocol_report_html(const char *dir, const char *command, op_buf *out, op_error *e);
 op_status op_protocol_report_write(const char *dir, const char *command, op_error *e);
 

@@ -11,6 +11,8 @@ typedef struct op_store op_store;
 /* "postgresql://..." or "postgres://...": PostgreSQL; anything else is the path of an SQLite file ("sqlite:PATH" too), made if it is not there. A store may
  * not be used across a fork, nor by two threads at once. */
 op_status op_store_open(op_store **out, const char *url, op_error *e);
+/* Opens one that is there, and makes nothing: *out is NULL if there is none. */
+op_status op_store_find(op_store **out, const char *url, op_error *e);
 void op_store_close(op_store *s); /* NULL is fine */
 
 /* Gives the trial an id. `key`, if not NULL, makes it idempotent: a trial with the same key is found again instead of added twice (resume), and gets the
@@ -25,12 +27,20 @@ typedef struct op_store_query {
     int64_t after;         /* ids greater than this */
     const char *by;        /* feedback from this teacher; NULL: any */
     const char *tag, *value; /* tags with this value; NULL: any */
+    const char *key_prefix; /* keys (of op_store_add) that begin so; NULL: any trial */
     int judged;            /* 1: only with feedback; -1: only without; 0: any */
     int64_t limit;         /* 0: none */
 } op_store_query;
 
 /* In the order of ids; the trial is borrowed during the call. A status other than OP_OK from `each` ends it. */
 op_status op_store_each(op_store *s, const op_store_query *q, op_status (*each)(void *ctx, const op_trial *t, op_error *e), void *ctx, op_error *e);
+
+/* What a trial is known by without reading it. */
+typedef struct op_store_score {
+    int64_t id, redo_of; /* redo_of: 0: it redoes none */
+    double score;        /* the last reward; without one the sum of marks times their tokens over the response's tokens; NAN: nobody spoke */
+} op_store_score;
+op_status op_store_each_score(op_store *s, const op_store_query *q, op_status (*each)(void *ctx, const op_store_score *x, op_error *e), void *ctx, op_error *e);
 
 typedef struct op_store_stats {
     int64_t trials, judged, marks, rewards, alternatives, redos, tokens;

@@ -8,12 +8,14 @@
 #include <operant/store.h>
 #include <operant/subject.h>
 
+#include "base/hash.h"
 #include "base/mem.h"
 #include "io/file.h"
 #include "io/json.h"
 #include "lab/page.h"
 #include "lab/svg.h"
 #include "lab/view.h"
+#include "train/checkpoint.h"
 
 enum { SHOWN = 3 /* transcripts of each kind */ };
 
@@ -21,11 +23,11 @@ typedef enum kind { BEST, WORST, REDONE, KINDS } kind;
 
 typedef struct run {
     const char *dir, *command;
-    json_t *protocol, *rounds; /* rounds: lines of metrics.jsonl */
-    bool finished;
+    json_t *protocol, *results, *rounds; /* results: NULL until the run is finished; rounds: lines of metrics.jsonl */
     op_subject words;          /* tokenizer; NULL: transcripts are token ids */
-    op_store *store;
-    op_trial shown[KINDS][SHOWN];
+    op_store *store;           /* NULL: `why` tells */
+    char why[OP_ERROR_MAX], key_prefix[40]; /* of the run's trials; "": not known */
+    int64_t shown[KINDS][SHOWN];
     double rank[KINDS][SHOWN]; /* how much a trial is of its kind; falling */
     size_t n[KINDS];
 } run;
@@ -33,6 +35,41 @@ typedef struct run {
 static op_status no_memory(op_error *e)
 {
     return op_error_set(e, OP_ERR_NOMEM, "out of memory for the report");
+}
+
+/* The text of an element, without the passwords of URLs: user:PASSWORD@ and ?password=PASSWORD. */
+static op_status discreet(op_page *p, const char *tag, const char *text, op_error *e)
+{
+    static const char scheme[] = "://", word[] = "password=";
+    const char *start = text;
+    op_buf shown;
+    op_buf_init(&shown, OP_PAGE_MAX);
+    op_status status = OP_OK;
+    while (!status) {
+        const char *url = strstr(text, scheme), *named = strstr(text, word), *to;
+        bool is_url = url && (!named || url < named);
+        if (!url && !named)
+            break;
+        const char *from = is_url ? url + strlen(scheme) : named + strlen(word);
+        if (is_url) {
+            const char *at = memrchr(from, '@', strcspn(from, "/ \t\n\"'")), *colon = at ? memchr(from, ':', (size_t)(at - from)) : NULL;
+            from = colon ? colon + 1 : from;
+            to = colon ? at : from;
+        } else {
+            bool is_one = named > start && strchr("?&", named[-1]);
+            to = from + (is_one ? strcspn(from, "& \t\n\"'") : 0);
+        }
+        status = op_buf_add(&shown, text, (size_t)(from - text));
+        if (!status && to > from)
+            status = op_buf_puts(&shown, "...");
+        text = to;
+    }
+    if (!status)
+        status = op_buf_puts(&shown, text);
+    if (!status)
+        op_page_element(p, tag, shown.data ? shown.data : "");
+    op_buf_release(&shown);
+    return status ? no_memory(e) : OP_OK;
 }
 
 /* ---- reading ---- */
@@ -43,61 +80,97 @@ static op_status read_line(void *ctx, json_t *object, int row, op_error *e)
     return json_array_append(((run *)ctx)->rounds, object) ? no_memory(e) : OP_OK;
 }
 
-/* Is x better told by `shown` than what is there? Keeps the SHOWN of highest rank. */
-static op_status consider(run *r, kind k, const op_trial *t, double rank, op_error *e)
+/* Keeps the SHOWN trials of highest rank. */
+static void consider(run *r, kind k, int64_t id, double rank)
 {
     size_t at = r->n[k];
-    op_trial copy;
     while (at && r->rank[k][at - 1] < rank)
         at--;
     if (at == SHOWN || isnan(rank))
-        return OP_OK;
-    op_status status = op_trial_copy(&copy, t, e);
-    if (status)
-        return status;
-    if (r->n[k] == SHOWN)
-        op_trial_release(&r->shown[k][SHOWN - 1]);
-    else
-        r->n[k]++;
+        return;
+    r->n[k] += r->n[k] < SHOWN;
     for (size_t i = r->n[k] - 1; i > at; i--) {
         r->shown[k][i] = r->shown[k][i - 1];
         r->rank[k][i] = r->rank[k][i - 1];
     }
-    r->shown[k][at] = copy;
+    r->shown[k][at] = id;
     r->rank[k][at] = rank;
+}
+
+static op_status rank_trial(void *ctx, const op_store_score *x, op_error *e)
+{
+    (void)e;
+    consider(ctx, BEST, x->id, x->score);
+    consider(ctx, WORST, x->id, -x->score);
+    if (x->redo_of) /* what nobody scored comes last */
+        consider(ctx, REDONE, x->id, isnan(x->score) ? -1e300 : x->score);
     return OP_OK;
 }
 
-/* The reward, or without one the mean of the marks; NAN: nobody spoke. */
-static double score(const op_trial *t)
+/* The run's name in the keys of its trials is the beginning of the hash of what it is, which every checkpoint says. */
+static op_status name_run(run *r, op_error *e)
 {
-    double marks = 0;
-    for (int32_t i = 0; i < t->n_marks; i++)
-        marks += t->marks[i].value * (t->marks[i].end - t->marks[i].start);
-    return t->has_reward ? t->reward : t->n_marks ? marks / t->n_response : NAN;
-}
-
-static op_status rank_trial(void *ctx, const op_trial *t, op_error *e)
-{
-    run *r = ctx;
-    op_status status = consider(r, BEST, t, score(t), e);
-    if (!status)
-        status = consider(r, WORST, t, -score(t), e);
-    if (!status && t->redo_of) /* what nobody scored comes last */
-        status = consider(r, REDONE, t, isnan(score(t)) ? -1e300 : score(t), e);
+    char hex[OP_HASH_HEX], *newest = NULL, *checkpoints = op_path_join(r->dir, "checkpoints"), *path = NULL, *text = NULL;
+    json_t *state = NULL;
+    op_status status = checkpoints ? op_checkpoint_newest(checkpoints, &newest, e) : no_memory(e);
+    if (!status && newest) {
+        path = op_path_join(newest, "state.json");
+        status = path ? op_json_read(&state, path, e) : no_memory(e);
+    }
+    if (!status && state && json_object_get(state, "identity")) {
+        text = json_dumps(json_object_get(state, "identity"), JSON_COMPACT | JSON_SORT_KEYS);
+        status = text ? OP_OK : no_memory(e);
+        if (!status) {
+            op_hash(text, strlen(text), hex);
+            snprintf(r->key_prefix, sizeof r->key_prefix, "%.32s/", hex);
+        }
+    }
+    json_decref(state);
+    op_free(text);
+    op_free(path);
+    op_free(newest);
+    op_free(checkpoints);
     return status;
 }
 
-static op_status read_trials(run *r, op_error *e)
+/* protocol.json has dots for the password of a server, which then asks the environment or ~/.pgpass. */
+static char *store_path(const run *r)
 {
     const char *named = op_view_string(r->protocol, "store");
-    char *path = *named ? op_strdup(named) : op_path_join(r->dir, "trials.db");
-    const op_store_query all = {0};
-    op_status status = path ? op_store_open(&r->store, path, e) : no_memory(e);
-    if (!status)
-        status = op_store_each(r->store, &all, rank_trial, r, e);
+    char *path = *named ? op_strdup(named) : op_path_join(r->dir, "trials.db"), *dots = path && strstr(path, "://") ? strstr(path, ":...@") : NULL;
+    if (dots)
+        memmove(dots, dots + 4, strlen(dots + 4) + 1);
+    return path;
+}
+
+/* Without the store there are no transcripts, and the rest of the report is as good. */
+static op_status read_trials(run *r, op_error *e)
+{
+    op_error why = {0};
+    bool shared = *op_view_string(r->protocol, "store");
+    char *path = store_path(r);
+    op_status status = path ? name_run(r, e) : no_memory(e);
+    if (!status && shared && !*r->key_prefix)
+        snprintf(r->why, sizeof r->why, "the run has no checkpoint, which would tell its trials from others of the store");
+    else if (!status) {
+        op_status found = op_store_find(&r->store, path, &why);
+        if (found || !r->store)
+            snprintf(r->why, sizeof r->why, "%s", found ? why.message : "the store is not there");
+        if (found == OP_ERR_NOMEM)
+            status = no_memory(e);
+    }
+    const op_store_query own = {.key_prefix = *r->key_prefix ? r->key_prefix : NULL};
+    if (!status && r->store)
+        status = op_store_each_score(r->store, &own, rank_trial, r, e);
     op_free(path);
     return status;
+}
+
+/* Also where the protocol has it under its other name. */
+static const char *model_of(const run *r)
+{
+    const char *names[] = {op_view_string(r->results, "model"), op_view_string(r->protocol, "model"), op_view_string(r->protocol, "model_name_or_path")};
+    return *names[0] ? names[0] : *names[1] ? names[1] : names[2];
 }
 
 static op_status open_run(run *r, op_error *e)
@@ -107,8 +180,9 @@ static op_status open_run(run *r, op_error *e)
     op_status status = protocol && metrics && results && r->rounds ? op_json_read(&r->protocol, protocol, e) : no_memory(e);
     if (!status)
         status = op_json_lines(metrics, read_line, r, e);
-    r->finished = results && op_path_exists(results);
-    if (!status && op_subject_open_words(&r->words, r->finished ? r->dir : op_view_string(r->protocol, "model"), e))
+    if (!status && op_path_exists(results))
+        status = op_json_read(&r->results, results, e);
+    if (!status && op_subject_open_words(&r->words, r->results ? r->dir : model_of(r), e))
         r->words = (op_subject){0};
     if (!status)
         status = read_trials(r, e);
@@ -120,10 +194,8 @@ static op_status open_run(run *r, op_error *e)
 
 static void close_run(run *r)
 {
-    for (int k = 0; k < KINDS; k++)
-        for (size_t i = 0; i < r->n[k]; i++)
-            op_trial_release(&r->shown[k][i]);
     json_decref(r->protocol);
+    json_decref(r->results);
     json_decref(r->rounds);
     op_store_close(r->store);
     op_subject_close(&r->words);
@@ -356,7 +428,7 @@ static op_status transcript(op_page *p, const run *r, const op_trial *t, op_erro
         op_page_put(p, "</p>\n");
     }
     op_trial first;
-    if (t->redo_of && !op_store_get(r->store, t->redo_of, &first, e)) {
+    if (t->redo_of && !(status = op_store_get(r->store, t->redo_of, &first, e))) {
         status = reply(p, r, &first, "", e);
         op_trial_release(&first);
     }
@@ -370,13 +442,24 @@ static op_status transcripts(op_page *p, const run *r, op_error *e)
 {
     static const char *const names[] = {"The best", "The worst", "Done again, with what it redid"};
     op_status status = OP_OK;
-    op_page_put(p, "<h2>Transcripts</h2>\n<p class=\"note\">From the whole store, by reward (or, without one, by the mean of the marks). Marked "
+    op_page_put(p, "<h2>Transcripts</h2>\n<p class=\"note\">From all answers of the run, by reward (or, without one, by the mean of the marks). Marked "
                    "<mark class=\"up\">good</mark> and <mark class=\"down\">bad</mark>; <i>italic</i> tokens were placed or kept, not sampled.</p>\n");
+    if (!r->store) {
+        op_page_put(p, "<p>None: ");
+        status = discreet(p, "span", r->why, e);
+        op_page_put(p, "</p>\n");
+    }
     for (int k = 0; k < KINDS; k++) {
         if (r->n[k])
             op_page_element(p, "h3", names[k]);
-        for (size_t i = 0; !status && i < r->n[k]; i++)
-            status = transcript(p, r, &r->shown[k][i], e);
+        for (size_t i = 0; !status && i < r->n[k]; i++) {
+            op_trial t;
+            status = op_store_get(r->store, r->shown[k][i], &t, e);
+            if (status)
+                break;
+            status = transcript(p, r, &t, e);
+            op_trial_release(&t);
+        }
     }
     return status;
 }
@@ -388,9 +471,9 @@ static void claim(op_page *p, const run *r)
     size_t n = json_array_size(r->rounds);
     const json_t *first = round_at(r, 0), *last = n ? round_at(r, n - 1) : NULL;
     op_page_put(p, "<p class=\"claim\">");
-    op_page_element(p, "code", op_view_string(r->protocol, "model"));
+    op_page_element(p, "code", model_of(r));
     op_page_put(p, " learned in %zu rounds of %zu stages from %.0f answers. ", n, json_array_size(op_view(r->protocol, "stages")), n ? op_view_number(last, "trials") : 0);
-    if (!r->finished)
+    if (!r->results)
         op_page_put(p, "<strong>Not finished</strong>: the same command goes on from the newest checkpoint. ");
     if (n > 1 && isfinite(op_view_number(first, "success")) && isfinite(op_view_number(last, "success")))
         op_page_put(p, "Success went from %.0f%% to <strong>%.0f%%</strong>.", 100 * op_view_number(first, "success"), 100 * op_view_number(last, "success"));
@@ -399,18 +482,19 @@ static void claim(op_page *p, const run *r)
 
 static op_status provenance(op_page *p, const run *r, op_error *e)
 {
+    op_status status = OP_OK;
     char *text = json_dumps(r->protocol, JSON_INDENT(2) | JSON_REAL_PRECISION(9));
     if (!text)
         return no_memory(e);
     if (r->command) {
         op_page_put(p, "<h2>How to repeat it</h2>\n");
-        op_page_element(p, "pre", r->command);
+        status = discreet(p, "pre", r->command, e);
         op_page_put(p, "<p class=\"note\">In another output_dir, or with resume=none. The same build, processor features and number of threads give the same bits.</p>\n");
     }
     op_page_put(p, "<h3>The protocol as it ran</h3>\n");
-    op_page_element(p, "pre", text);
+    status = status ? status : discreet(p, "pre", text, e);
     op_free(text);
-    return OP_OK;
+    return status;
 }
 
 op_status op_protocol_report_html(const char *dir, const char *command, op_buf *out, op_error *e)

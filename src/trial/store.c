@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "io/file.h"
 #include "io/json.h"
 #include "trial/store_db.h"
 
@@ -136,18 +137,26 @@ static op_status make_schema(op_store *s, op_error *e)
     return leave(s, true, status, e);
 }
 
-op_status op_store_open(op_store **out, const char *url, op_error *e)
+/* `make`: one that is not there. */
+static op_status open_store(op_store **out, const char *url, bool make, op_error *e)
 {
     bool server = url && (!strncmp(url, "postgresql://", 13) || !strncmp(url, "postgres://", 11));
     *out = NULL;
     if (!url || !*url)
         return op_error_set(e, OP_ERR_ARG, "no store: expected a file or postgresql://...");
+    const char *path = url + (strncmp(url, "sqlite:", 7) ? 0 : 7);
+    if (!make && !server && !op_path_exists(path))
+        return OP_OK;
     op_store *s = op_alloc_zero(1, sizeof *s);
     if (!s)
         return no_memory(e);
     int64_t found = 0, version = 0;
-    op_status status = server ? op_db_open_postgres(&s->db, url, e) : op_db_open_sqlite(&s->db, url + (strncmp(url, "sqlite:", 7) ? 0 : 7), e);
+    op_status status = server ? op_db_open_postgres(&s->db, url, e) : op_db_open_sqlite(&s->db, path, e);
     status = status ? status : is_there(s, &found, e);
+    if (!status && !found && !make) {
+        op_store_close(s);
+        return OP_OK;
+    }
     if (!status && !found)
         status = make_schema(s, e);
     status = status ? status : s->db->run(s->db, "SELECT version FROM operant_store", NULL, 0, one_int, &version, e);
@@ -158,6 +167,16 @@ op_status op_store_open(op_store **out, const char *url, op_error *e)
     else
         *out = s;
     return status;
+}
+
+op_status op_store_open(op_store **out, const char *url, op_error *e)
+{
+    return open_store(out, url, true, e);
+}
+
+op_status op_store_find(op_store **out, const char *url, op_error *e)
+{
+    return open_store(out, url, false, e);
 }
 
 void op_store_close(op_store *s)
@@ -502,7 +521,7 @@ op_status op_store_feedback(op_store *s, const op_trial *t, op_error *e)
 enum { PAGE = 256 };
 
 typedef struct page {
-    int64_t ids[PAGE];
+    op_store_score trials[PAGE]; /* their ids alone, where nobody asks for more */
     int n;
 } page;
 
@@ -510,7 +529,15 @@ static op_status id_row(void *ctx, const op_db_value *c, op_error *e)
 {
     (void)e;
     page *p = ctx;
-    p->ids[p->n++] = c[0].i;
+    p->trials[p->n++].id = c[0].i;
+    return OP_OK;
+}
+
+static op_status score_row(void *ctx, const op_db_value *c, op_error *e)
+{
+    (void)e;
+    page *p = ctx;
+    p->trials[p->n++] = (op_store_score){.id = c[0].i, .redo_of = c[1].i, .score = c[2].kind == OP_DB_REAL ? c[2].real : NAN};
     return OP_OK;
 }
 
@@ -518,30 +545,59 @@ static op_status id_row(void *ctx, const op_db_value *c, op_error *e)
     "(EXISTS (SELECT 1 FROM judgements j WHERE j.trial = t.id) OR EXISTS (SELECT 1 FROM marks m WHERE m.trial = t.id) OR"                                  \
     " EXISTS (SELECT 1 FROM alternatives a WHERE a.trial = t.id AND (a.picked = 1 OR a.teacher <> 'model')))"
 
+#define FOUND                                                                                                                                                 \
+    " FROM trials t WHERE t.id > $1"                                                                                                                          \
+    " AND (CAST($2 AS TEXT) IS NULL OR EXISTS (SELECT 1 FROM judgements j WHERE j.trial = t.id AND j.teacher = $2)"                                           \
+    "  OR EXISTS (SELECT 1 FROM marks m WHERE m.trial = t.id AND m.teacher = $2) OR EXISTS (SELECT 1 FROM alternatives a WHERE a.trial = t.id AND a.teacher = $2))" \
+    " AND (CAST($3 AS TEXT) IS NULL OR EXISTS (SELECT 1 FROM tags g WHERE g.trial = t.id AND g.name = $3 AND (CAST($4 AS TEXT) IS NULL OR g.value = $4)))"   \
+    " AND (CAST($5 AS BIGINT) = 0 OR (CAST($5 AS BIGINT) = 1) = " JUDGED ")"                                                                                 \
+    " AND (CAST($6 AS TEXT) IS NULL OR SUBSTR(t.key, 1, LENGTH(CAST($6 AS TEXT))) = CAST($6 AS TEXT)) ORDER BY t.id LIMIT 256"
+
+static op_status read_page(op_store *s, const char *sql, op_db_row row, const op_store_query *q, int64_t after, page *p, op_error *e)
+{
+    const op_db_value args[] = {op_db_int(after), op_db_text(q->by), op_db_text(q->tag), op_db_text(q->tag ? q->value : NULL), op_db_int(q->judged),
+                                op_db_text(q->key_prefix)};
+    p->n = 0;
+    return s->db->run(s->db, sql, args, sizeof args / sizeof *args, row, p, e);
+}
+
 op_status op_store_each(op_store *s, const op_store_query *q, op_status (*each)(void *ctx, const op_trial *t, op_error *e), void *ctx, op_error *e)
 {
-    static const char sql[] =
-        "SELECT t.id FROM trials t WHERE t.id > $1"
-        " AND (CAST($2 AS TEXT) IS NULL OR EXISTS (SELECT 1 FROM judgements j WHERE j.trial = t.id AND j.teacher = $2)"
-        "  OR EXISTS (SELECT 1 FROM marks m WHERE m.trial = t.id AND m.teacher = $2) OR EXISTS (SELECT 1 FROM alternatives a WHERE a.trial = t.id AND a.teacher = $2))"
-        " AND (CAST($3 AS TEXT) IS NULL OR EXISTS (SELECT 1 FROM tags g WHERE g.trial = t.id AND g.name = $3 AND (CAST($4 AS TEXT) IS NULL OR g.value = $4)))"
-        " AND (CAST($5 AS BIGINT) = 0 OR (CAST($5 AS BIGINT) = 1) = " JUDGED ") ORDER BY t.id LIMIT 256";
-    int64_t after = q ? q->after : 0, left = q && q->limit ? q->limit : INT64_MAX;
+    static const char sql[] = "SELECT t.id" FOUND;
+    static const op_store_query all = {0};
+    q = q ? q : &all;
+    int64_t after = q->after, left = q->limit ? q->limit : INT64_MAX;
     page p = {.n = PAGE};
     op_status status = OP_OK;
     while (!status && p.n == PAGE && left > 0) {
-        const op_db_value args[] = {op_db_int(after), op_db_text(q ? q->by : NULL), op_db_text(q ? q->tag : NULL), op_db_text(q && q->tag ? q->value : NULL),
-                                    op_db_int(q ? q->judged : 0)};
-        p.n = 0;
-        status = s->db->run(s->db, sql, args, 5, id_row, &p, e);
+        status = read_page(s, sql, id_row, q, after, &p, e);
         for (int i = 0; !status && i < p.n && left > 0; i++, left--) {
             op_trial t;
-            after = p.ids[i];
+            after = p.trials[i].id;
             status = op_store_get(s, after, &t, e);
             if (status)
                 break;
             status = each(ctx, &t, e);
             op_trial_release(&t);
+        }
+    }
+    return status;
+}
+
+op_status op_store_each_score(op_store *s, const op_store_query *q, op_status (*each)(void *ctx, const op_store_score *x, op_error *e), void *ctx, op_error *e)
+{
+    static const char sql[] = "SELECT t.id, t.redo_of, COALESCE((SELECT r.reward FROM judgements r WHERE r.trial = t.id AND r.reward IS NOT NULL ORDER BY r.id DESC LIMIT 1),"
+                              " (SELECT SUM(m.value * (m.to_token - m.from_token)) FROM marks m WHERE m.trial = t.id) * 4 / NULLIF(LENGTH(t.response), 0))" FOUND;
+    static const op_store_query all = {0};
+    q = q ? q : &all;
+    int64_t after = q->after, left = q->limit ? q->limit : INT64_MAX;
+    page p = {.n = PAGE};
+    op_status status = OP_OK;
+    while (!status && p.n == PAGE && left > 0) {
+        status = read_page(s, sql, score_row, q, after, &p, e);
+        for (int i = 0; !status && i < p.n && left > 0; i++, left--) {
+            after = p.trials[i].id;
+            status = each(ctx, &p.trials[i], e);
         }
     }
     return status;

@@ -6,6 +6,8 @@
 #include <operant/report.h>
 #include <operant/store.h>
 
+#include "base/hash.h"
+
 #define EVIL "</p><script>alert(1)</script> & \\\"quoted\\\""
 
 static const char metrics[] =
@@ -14,7 +16,7 @@ static const char metrics[] =
     "{\"step\":3,\"stage\":\"again\",\"stage_round\":1,\"trials\":20,\"sampled_tokens\":95,\"success\":0.75,\"reward\":null,\"policy_loss\":0.25,\"entropy\":1.25,\"seconds\":2}\n";
 
 /* A trial of three tokens, the second one marked. */
-static int64_t add(op_store *s, double reward, double mark, int64_t redo_of)
+static int64_t add(op_store *s, const char *key, double reward, double mark, int64_t redo_of)
 {
     op_trial t;
     op_trial_init(&t);
@@ -31,7 +33,7 @@ static int64_t add(op_store *s, double reward, double mark, int64_t redo_of)
     t.redo_at = redo_of ? 1 : 0;
     assert_ok(op_trial_add_mark(&t, 1, 2, mark, "<ann>", NULL, e));
     t.by = op_strdup("<ann>");
-    assert_ok(op_store_add(s, &t, NULL, e));
+    assert_ok(op_store_add(s, &t, key, e));
     int64_t id = t.id;
     op_trial_release(&t);
     return id;
@@ -43,10 +45,10 @@ static void make_run(void)
     assert_ok(op_store_open(&s, in_dir("trials.db"), e));
     int64_t first = 0;
     for (int i = 0; i < 9; i++) {
-        int64_t id = add(s, i, i < 5 ? -0.5 : 1, 0);
+        int64_t id = add(s, NULL, i, i < 5 ? -0.5 : 1, 0);
         first = i == 4 ? id : first;
     }
-    add(s, 4.5, 0.25, first);
+    add(s, NULL, 4.5, 0.25, first);
     op_store_close(s);
     put_file("metrics.jsonl", metrics);
     put_file("protocol.json", "{\"model\":\"none & <such>\",\"stages\":[{\"method\":\"marking\"},{\"method\":\"redo\"}]}");
@@ -86,6 +88,74 @@ static void a_protocols_report_shows_stages_curves_and_coloured_transcripts_and_
     assert_true(op_path_exists(in_dir("report.html")));
 }
 
+static op_buf report_of(const char *command)
+{
+    op_buf page;
+    op_buf_init(&page, 1 << 20);
+    assert_ok(op_protocol_report_html(in_dir("."), command, &page, e));
+    check_well_formed(page.data);
+    return page;
+}
+
+static void only_the_runs_own_trials_are_shown_of_a_store_that_others_use_too(void **state)
+{
+    (void)state;
+    static const char identity[] = "{\"a\":\"1\",\"b\":\"2\"}"; /* as the keys of its trials have it: sorted, without blanks */
+    char text[600], hex[OP_HASH_HEX], key[64];
+    op_store *s;
+    op_hash(identity, strlen(identity), hex);
+    assert_ok(op_store_open(&s, in_dir("shared.db"), e));
+    add(s, NULL, 99, 1, 0);
+    add(s, "0123456789abcdef0123456789abcdef/1/1", 98, 1, 0);
+    for (int i = 0; i < 2; i++) {
+        snprintf(key, sizeof key, "%.32s/1/%d", hex, i);
+        add(s, key, i, 1, 0);
+    }
+    op_store_close(s);
+    snprintf(text, sizeof text, "{\"model_name_or_path\":\"some/model\",\"store\":\"%s\",\"stages\":[{\"method\":\"marking\"}]}", in_dir("shared.db"));
+    put_file("protocol.json", text);
+    put_file("metrics.jsonl", metrics);
+    op_buf page = report_of(NULL);
+    assert_int_equal(count(page.data, "class=\"talk\""), 0); /* nothing tells whose they are */
+    assert_int_equal(count(page.data, "None: <span>the run has no checkpoint"), 1);
+    op_buf_release(&page);
+    assert_ok(op_dir_make(in_dir("checkpoints/step-00000002"), e));
+    put_file("checkpoints/step-00000002/state.json", "{\"identity\": {\"b\": \"2\", \"a\": \"1\"}}");
+    page = report_of(NULL);
+    assert_int_equal(count(page.data, "class=\"talk\""), 4); /* two, as the best and as the worst */
+    assert_int_equal(count(page.data, "reward 1,"), 2);
+    assert_int_equal(count(page.data, "reward 9"), 0);
+    assert_int_equal(count(page.data, "<code>some/model</code> learned"), 1);
+    op_buf_release(&page);
+    put_file("results.json", "{\"model\":\"other/model\"}");
+    page = report_of(NULL);
+    assert_int_equal(count(page.data, "<code>other/model</code> learned"), 1);
+    assert_int_equal(count(page.data, "Not finished"), 0);
+    op_buf_release(&page);
+    assert_ok(op_path_remove(in_dir("shared.db"), e));
+    page = report_of(NULL);
+    assert_int_equal(count(page.data, "None: <span>the store is not there"), 1);
+    assert_false(op_path_exists(in_dir("shared.db")));
+    op_buf_release(&page);
+    assert_ok(op_path_remove(in_dir("results.json"), e));
+}
+
+static void a_report_tells_no_password(void **state)
+{
+    (void)state;
+    put_file("protocol.json", "{\"model\":\"m\",\"store\":\"postgresql://ann:geheim@/db?host=/nowhere/at/all&password=geheim&nonsense=1\",\"more\":[\"http://host:80/a@b\"],\"stages\":[]}");
+    put_file("metrics.jsonl", metrics);
+    op_buf page = report_of("operant train p.yaml 'store=postgresql://ann:geheim@host/db' store=postgres://ann:geheim@h password=kept");
+    assert_int_equal(count(page.data, "geheim"), 0);
+    assert_int_equal(count(page.data, "postgresql://ann:...@/db?host=/nowhere/at/all&amp;password=...&amp;nonsense=1&quot;"), 1);
+    assert_int_equal(count(page.data, "store=postgresql://ann:...@host/db&#39; store=postgres://ann:...@h password=kept</pre>"), 1);
+    assert_int_equal(count(page.data, "http://host:80/a@b"), 1);
+    assert_int_equal(count(page.data, "None: <span>postgresql: "), 1); /* which does not like nonsense, and says so with the whole URL */
+    op_buf_release(&page);
+    assert_ok(op_path_remove(in_dir("checkpoints"), e));
+    make_run();
+}
+
 static op_status write_page(void *ctx, op_error *e)
 {
     op_buf page;
@@ -116,6 +186,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_protocols_report_shows_stages_curves_and_coloured_transcripts_and_escapes_every_text),
+        cmocka_unit_test(only_the_runs_own_trials_are_shown_of_a_store_that_others_use_too),
+        cmocka_unit_test(a_report_tells_no_password),
         cmocka_unit_test(a_report_without_memory_fails_and_leaks_nothing),
     };
     return cmocka_run_group_tests(tests, make_dir, remove_dir);

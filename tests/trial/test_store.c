@@ -246,6 +246,71 @@ static void a_query_finds_what_it_asks_for(void **state)
     assert_says("there is no trial");
 }
 
+typedef struct scores {
+    int64_t ids[8];
+    double score[8];
+    int64_t redo_of[8];
+    int n;
+} scores;
+
+static op_status note_score(void *ctx, const op_store_score *x, op_error *err)
+{
+    (void)err;
+    scores *y = ctx;
+    y->ids[y->n] = x->id;
+    y->score[y->n] = x->score;
+    y->redo_of[y->n++] = x->redo_of;
+    return OP_OK;
+}
+
+static void a_run_finds_its_own_trials_by_their_keys_and_what_they_are_worth(void **state)
+{
+    (void)state;
+    static const char *const keys[] = {"0123ab/1/1", "0123ab/1/2", "0123abc/1/1", "0123a", "%123ab/1/1", NULL};
+    op_trial t[6];
+    for (int i = 0; i < 6; i++) {
+        plain(&t[i]);
+        if (i == 0)
+            assert_ok(op_trial_add_mark(&t[i], 0, 2, -0.5, NULL, NULL, e));
+        if (i == 1) {
+            assert_ok(op_trial_add_mark(&t[i], 0, 2, -0.5, NULL, NULL, e));
+            t[i].has_reward = true;
+            t[i].reward = 0.25;
+            t[i].redo_of = t[0].id;
+        }
+        assert_ok(op_store_add(store, &t[i], keys[i], e));
+    }
+    t[1].reward = 0.75; /* the last one counts */
+    assert_ok(op_store_feedback(store, &t[1], e));
+    assert_int_equal(found((op_store_query){.key_prefix = "0123ab/"}), 2);
+    assert_int_equal(found((op_store_query){.key_prefix = "0123ab"}), 3);
+    assert_int_equal(found((op_store_query){.key_prefix = "%123ab/"}), 1);
+    assert_int_equal(found((op_store_query){.key_prefix = "nobody"}), 0);
+    scores x = {0};
+    assert_ok(op_store_each_score(store, &(op_store_query){.key_prefix = "0123ab"}, note_score, &x, e));
+    assert_int_equal(x.n, 3);
+    assert_true(x.ids[0] == t[0].id && x.score[0] == -0.2 && !x.redo_of[0]);
+    assert_true(x.ids[1] == t[1].id && x.score[1] == 0.75 && x.redo_of[1] == t[0].id);
+    assert_true(x.ids[2] == t[2].id && isnan(x.score[2]));
+    x.n = 0;
+    assert_ok(op_store_each_score(store, &(op_store_query){.limit = 5}, note_score, &x, e));
+    assert_int_equal(x.n, 5);
+    for (int i = 0; i < 6; i++)
+        op_trial_release(&t[i]);
+}
+
+static void looking_for_a_store_makes_none(void **state)
+{
+    (void)state;
+    op_store *none, *there;
+    assert_ok(op_store_find(&none, in_dir("nothing.db"), e));
+    assert_null(none);
+    assert_false(op_path_exists(in_dir("nothing.db")));
+    assert_ok(op_store_find(&there, url, e));
+    assert_non_null(there);
+    op_store_close(there);
+}
+
 static void a_rollback_leaves_nothing_and_a_failed_write_spoils_no_transaction(void **state)
 {
     (void)state;
@@ -533,6 +598,8 @@ int main(void)
         cmocka_unit_test(a_stored_row_that_no_trial_can_have_is_an_error),
         cmocka_unit_test(marks_of_nobody_become_those_of_who_judges_first_and_bind_it),
         cmocka_unit_test(a_query_finds_what_it_asks_for),
+        cmocka_unit_test(a_run_finds_its_own_trials_by_their_keys_and_what_they_are_worth),
+        cmocka_unit_test(looking_for_a_store_makes_none),
         cmocka_unit_test(a_rollback_leaves_nothing_and_a_failed_write_spoils_no_transaction),
         cmocka_unit_test(killed_writers_lose_nothing_acknowledged_and_leave_nothing_half),
         cmocka_unit_test(a_store_of_another_version_is_refused),
