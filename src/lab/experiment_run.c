@@ -334,6 +334,20 @@ static op_status write_result(const lab *l, const job *j, op_error *e)
     return status;
 }
 
+/* A directory loses its name before its files: what done.json says in it holds to the last. */
+static op_status discard(const lab *l, const char *dir, op_error *e)
+{
+    char *doomed = op_path_join(l->work, "removing");
+    op_status status = doomed ? op_path_remove(doomed, e) : no_memory(e);
+    if (!status && dir && op_path_exists(dir)) {
+        status = op_path_rename(dir, doomed, e);
+        if (!status)
+            status = op_path_remove(doomed, e);
+    }
+    op_free(doomed);
+    return status;
+}
+
 /* Everything in the work directory but the log and results.json, which are small, is weights and what led to them. */
 static op_status tidy(const lab *l, const job *j, op_error *e)
 {
@@ -355,7 +369,7 @@ static op_status tidy(const lab *l, const job *j, op_error *e)
         op_free(from);
     }
     if (!status)
-        status = op_path_remove(j->dir, e);
+        status = discard(l, j->dir, e);
     op_free(aside[0]);
     op_free(aside[1]);
     return status;
@@ -570,13 +584,24 @@ static op_status work(lab *l, op_error *e)
     return status;
 }
 
+/* A child of a killed lab may hold the lock for a moment, until it becomes its command or dies. */
+static bool lock_file(int file)
+{
+    for (int waited = 0; flock(file, LOCK_EX | LOCK_NB); waited += SLEEP_MS) {
+        if (waited >= 1000)
+            return false;
+        nap();
+    }
+    return true;
+}
+
 static op_status take_lock(lab *l, op_error *e)
 {
     char *path = op_path_join(l->work, "lock");
     op_status status = path ? op_dir_make(l->work, e) : no_memory(e);
     if (!status) {
         l->lock = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-        if (l->lock < 0 || flock(l->lock, LOCK_EX | LOCK_NB))
+        if (l->lock < 0 || !lock_file(l->lock))
             status = op_error_set(e, OP_ERR_IO, "%s: another process is running this experiment", path);
     }
     op_free(path);
@@ -620,7 +645,7 @@ static op_status sum_up(lab *l, op_error *e)
     }
     for (size_t i = 0; i < l->n && !failed && !waiting && !status && !l->o->keep; i++)
         if (l->jobs[i].prepares)
-            status = op_path_remove(l->jobs[i].dir, e);
+            status = discard(l, l->jobs[i].dir, e);
     if (status || !one)
         return status;
     return op_error_set(e, OP_ERR_MISMATCH, "%zu cells failed; the log of the first: %.300s", failed, one->log);
@@ -651,6 +676,8 @@ op_status op_experiment_run(const op_experiment *x, const op_experiment_options 
     l.at_once = l.at_once ? l.at_once : 1;
     l.work = op_experiment_dir(x, o->work);
     op_status status = l.work ? take_lock(&l, e) : no_memory(e);
+    if (!status)
+        status = discard(&l, NULL, e); /* what a kill left of the last one */
     if (!status)
         status = plan(&l, e);
     if (!status)

@@ -2,6 +2,7 @@
 #include "tools.h"
 #include "well_formed.h"
 
+#include <glob.h>
 #include <math.h>
 #include <signal.h>
 #include <sys/stat.h>
@@ -29,6 +30,7 @@ static const char script[] =
     " \\\"curve\\\": [[0, 0], [1, 0.$3]], \\\"transcripts\\\": [{\\\"title\\\": \\\"$2\\\", \\\"score\\\": $3, \\\"messages\\\": [{\\\"role\\\": \\\"user\\\","
     " \\\"content\\\": \\\"<b>&\\\"}]}]}\" > \"$4/results.json\";;\n"
     "prepare) mkdir -p \"$2\"; echo weights > \"$2/weights\"; sleep 0.02;;\n"
+    "fill) mkdir -p \"$2\"; cd \"$2\"; for i in 1 2 3 4 5 6 7 8 9; do for k in 1 2 3 4 5 6 7 8 9; do for m in 1 2 3 4 5; do : > f$i$k$m; done; done; done;;\n"
     "needs) test -f \"$2/weights\";;\n"
     "copy) cp \"$2\" \"$3/copy\"; echo '{\"trials\": 1}' > \"$3/results.json\";;\n"
     "nap) sleep \"$2\";;\n"
@@ -402,6 +404,37 @@ static void killed_at_twenty_moments_an_experiment_ends_in_the_same_results(void
     }
 }
 
+static size_t matches(const char *pattern)
+{
+    glob_t found;
+    size_t n = glob(in_dir(pattern), 0, NULL, &found) ? 0 : found.gl_pathc;
+    globfree(&found);
+    return n;
+}
+
+static void killed_while_a_preparation_is_removed_no_half_of_it_is_taken_for_a_whole(void **state)
+{
+    (void)state;
+    const char *path = experiment("toy.yaml", "prepare:\n  - operant fill ${prepared} ${seed}\nrun:\n  - operant cell ${kind} ${seed} ${cell}\n"
+                                              "arms:\n  - {name: scalar, vars: {kind: scalar}}\n  - {name: marks, vars: {kind: marks}}\n");
+    pid_t pid = run_apart(path);
+    size_t most = 0, files = 0;
+    for (double from = op_seconds(); op_seconds() - from < 30;) { /* all are there; then the first one loses its first file */
+        files = matches("work/toy/prepared-*/f*");
+        if (files < most)
+            break;
+        most = files;
+    }
+    kill(pid, SIGKILL);
+    waitpid(pid, NULL, 0);
+    assert_int_equal(most, 6 * 405);
+    assert_int_equal(matches("work/toy/prepared-*/f*"), matches("work/toy/prepared-*/done.json") * 405);
+    assert_true(matches("work/toy/prepared-*") == matches("work/toy/prepared-*/done.json"));
+    assert_ok(run(in_dir("toy.yaml"), e));
+    assert_int_equal(matches("work/toy/removing"), 0);
+    assert_int_equal(calls("cell "), 12);
+}
+
 /* Is there a process, other than one that has ended and waits to be buried? */
 static bool is_alive(pid_t pid)
 {
@@ -675,6 +708,80 @@ static void what_is_claimed_after_the_first_result_is_exploratory(void **state)
     json_decref(a);
 }
 
+static bool first_is_registered(const char *path)
+{
+    json_t *a = analyse(path);
+    bool is = json_is_true(op_view(json_array_get(op_view(a, "claims"), 0), "registered"));
+    json_decref(a);
+    return is;
+}
+
+static void a_registration_that_comes_after_results_counts_for_nothing(void **state)
+{
+    (void)state;
+    static const char warning[] = "no claim counts as named before the first result";
+    const char *path = experiment("toy.yaml", body);
+    assert_ok(run(path, e));
+    assert_true(first_is_registered(path));
+    json_t *a = analyse(path);
+    warns(a, warning, false);
+    json_decref(a);
+    assert_ok(op_path_remove(in_dir("results/toy/registered.json"), e));
+    a = analyse(path);
+    warns(a, warning, true);
+    json_decref(a);
+    assert_ok(run(path, e)); /* writes it again */
+    assert_true(op_path_exists(in_dir("results/toy/registered.json")));
+    assert_false(first_is_registered(path));
+    a = analyse(path);
+    warns(a, warning, true);
+    warns(a, "when 12 cells were finished already", true);
+    json_decref(a);
+    /* nor does a file whose cells are all new, while results of others are there */
+    op_experiment *x = read_file(put_file("toy.yaml", conclusions));
+    assert_ok(op_experiment_register(x, results_dir, e));
+    op_experiment_free(x);
+    assert_false(first_is_registered(in_dir("toy.yaml")));
+}
+
+static void a_claim_is_another_one_once_its_arms_do_something_else(void **state)
+{
+    (void)state;
+    static const char same[] = "vars: {a: 1}\nset: {rate: 1}\nprepare:\n  - operant prepare ${prepared}\nrun:\n  - operant cell ${kind} ${seed} ${cell}\n"
+                               "arms:\n  - {name: scalar, vars: {kind: scalar}}\n  - {name: marks, vars: {kind: marks}, set: {rate: 2}}\n";
+    static const char *const changes[][2] = {{"a: 1", "a: 2"},           {"rate: 1", "rate: 3"},         {"prepare ${prepared}", "prepare ${prepared}/x"}, {"cell ${kind}", "cell scalar"},
+                                             {"kind: scalar", "kind: b"}, {"kind: marks", "kind: scalar"}, {"rate: 2", "rate: 4"}};
+    op_experiment *x = read_file(experiment("toy.yaml", same));
+    assert_ok(op_experiment_register(x, results_dir, e));
+    op_experiment_free(x);
+    put_cell("marks", 1, "\"trials\":1");
+    assert_true(first_is_registered(in_dir("toy.yaml")));
+    for (size_t i = 0; i < sizeof changes / sizeof *changes; i++) {
+        char changed[1024];
+        const char *at = strstr(same, changes[i][0]);
+        snprintf(changed, sizeof changed, "%.*s%s%s", (int)(at - same), same, changes[i][1], at + strlen(changes[i][0]));
+        if (first_is_registered(experiment("toy.yaml", changed)))
+            fail_msg("still registered with %s", changes[i][1]);
+    }
+}
+
+static void other_seeds_than_those_registered_are_told_in_the_report(void **state)
+{
+    (void)state;
+    conclude();
+    char changed[4096];
+    snprintf(changed, sizeof changed, "%s", conclusions);
+    memcpy(strstr(changed, "seeds: 10"), "seeds: 9 ", 9);
+    json_t *a = analyse(put_file("toy.yaml", changed));
+    op_buf page;
+    op_buf_init(&page, 1 << 24);
+    assert_ok(op_experiment_write_html(a, &page, e));
+    assert_non_null(strstr(page.data, "registered with other seeds than the file now has: [1,2,3,4,5,6,7,8,9,10]"));
+    assert_true(json_is_true(op_view(json_array_get(op_view(a, "claims"), 0), "registered")));
+    json_decref(a);
+    op_buf_release(&page);
+}
+
 static void results_of_other_commands_are_told(void **state)
 {
     (void)state;
@@ -808,6 +915,7 @@ int main(void)
         cmocka_unit_test_setup(what_arms_prepare_alike_is_prepared_once, forget),
         cmocka_unit_test_setup(a_cell_that_fails_names_its_log_and_stops_no_other, forget),
         cmocka_unit_test_setup(killed_at_twenty_moments_an_experiment_ends_in_the_same_results, forget),
+        cmocka_unit_test_setup(killed_while_a_preparation_is_removed_no_half_of_it_is_taken_for_a_whole, forget),
         cmocka_unit_test_setup(a_killed_lab_leaves_no_process_behind, forget),
         cmocka_unit_test_setup(ctrl_c_stops_the_children_and_the_same_call_goes_on, forget),
         cmocka_unit_test_setup(the_smallest_version_has_results_of_its_own, forget),
@@ -815,6 +923,9 @@ int main(void)
         cmocka_unit_test_setup(figures_come_from_results_and_from_lines_of_numbers, forget),
         cmocka_unit_test_setup(claims_are_tested_by_their_pairs_and_corrected_together, forget),
         cmocka_unit_test_setup(what_is_claimed_after_the_first_result_is_exploratory, forget),
+        cmocka_unit_test_setup(a_registration_that_comes_after_results_counts_for_nothing, forget),
+        cmocka_unit_test_setup(a_claim_is_another_one_once_its_arms_do_something_else, forget),
+        cmocka_unit_test_setup(other_seeds_than_those_registered_are_told_in_the_report, forget),
         cmocka_unit_test_setup(results_of_other_commands_are_told, forget),
         cmocka_unit_test_setup(a_report_shows_every_seed_and_is_well_formed, forget),
         cmocka_unit_test_setup(two_runs_are_compared_figure_by_figure, forget),
