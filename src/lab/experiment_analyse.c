@@ -266,12 +266,28 @@ static bool was_registered(const analysis *a, const json_t *claims, size_t i)
 {
     size_t k;
     json_t *known;
-    if (!a->registered)
+    if (!a->registered || op_view_number(a->registered, "finished") > 0)
         return false;
     json_array_foreach(json_object_get(a->registered, "claims"), k, known)
         if (json_equal(known, json_array_get(claims, i)))
             return true;
     return false;
+}
+
+/* What is wrong with the registration itself. */
+static void warn_of_registration(analysis *a)
+{
+    double late = op_view_number(a->registered, "finished");
+    json_t *seeds = json_object_get(a->registered, "seeds");
+    if (!a->registered && op_view_number(a->out, "cells.finished") > 0)
+        warn(a, json_string("cells are finished, but registered.json is missing: no claim counts as named before the first result"));
+    if (late > 0)
+        warn(a, json_sprintf("registered.json was missing when %.0f cells were finished already: no claim counts as named before the first result", late));
+    if (a->registered && !json_equal(seeds, (json_t *)(uintptr_t)a->seeds)) {
+        char *then = json_dumps(seeds, JSON_COMPACT);
+        warn(a, then ? json_sprintf("the claims were registered with other seeds than the file now has: %s", then) : NULL);
+        op_free(then);
+    }
 }
 
 static const char *verdict(double adjusted, double difference, double sign)
@@ -320,6 +336,8 @@ static void add_claims(analysis *a)
                              fmin(1, (double)n * ldexp(2, -(int)fewest))));
     if (unregistered)
         warn(a, json_sprintf("%zu of the claims were not named before the first result: they count as exploratory", unregistered));
+    if (n)
+        warn_of_registration(a);
     json_decref(claims);
     set(a, a->out, "claims", out);
 }

@@ -54,9 +54,11 @@ op_status op_run_figures(const char *path, json_t **out, op_error *e);
 
 /* ---- experiment_claims.c ---- */
 
-/* What is claimed, and how it is measured: the part of the file that must not change once results are known. The caller decrefs; NULL: out of memory. */
+/* What is claimed, how it is measured and what its arms do: the part of the file that must not change once results are known. The caller decrefs; NULL: out
+ * of memory. */
 json_t *op_experiment_claims(const op_experiment *x);
-/* Writes registered.json unless a cell is finished already. */
+/* Writes registered.json, with the number of cells that are finished already: claims of one that says more than 0 do not count as registered. One that is
+ * there once a cell is finished stays as it is. */
 op_status op_experiment_register(const op_experiment *x, const char *results, op_error *e);
 /* Reads it; *out is NULL when there is none. */
 op_status op_experiment_registered(const op_experiment *x, const char *results, json_t **out, op_error *e);

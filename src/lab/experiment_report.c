@@ -310,7 +310,8 @@ static void provenance(op_page *p, const json_t *a)
     op_page_put(p, "</pre>\n<div class=\"scroll\"><table class=\"wide\"><tbody>\n");
     fact(p, "experiment file", op_view_string(a, "file"));
     fact(p, "its SHA-256", op_view_string(a, "hash"));
-    fact(p, "claims registered", *op_view_string(a, "registered.when") ? op_view_string(a, "registered.when") : "never");
+    bool late = op_view_number(a, "registered.finished") > 0;
+    fact(p, late ? "claims written down, after the first result" : "claims registered", *op_view_string(a, "registered.when") ? op_view_string(a, "registered.when") : "never");
     fact(p, "SHA-256 of the file then", op_view_string(a, "registered.hash"));
     op_page_put(p, "<tr><td>seeds</td><td><code>");
     json_array_foreach((json_t *)op_view(a, "seeds"), i, v)
