@@ -340,6 +340,8 @@ static op_status add_inputs(finder *f, const json_t *commands)
     json_array_foreach((json_t *)commands, i, command)
         json_array_foreach(command, k, word) {
             const char *s = json_string_value(word), *value = strchr(s, '=');
+            if (!k && !strcmp(s, "operant")) /* this program, not a file of its name; its version is in the key */
+                continue;
             if (!status)
                 status = add_input(f, s);
             if (!status && value)

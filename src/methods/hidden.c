@@ -63,7 +63,8 @@ op_status method_hidden(op_session *s, op_cue *const *cues, size_t n, int32_t la
     memset(out, 0, n * (size_t)c->width * sizeof *out);
     op_status status = before ? op_pass_new(&pass, subject->model, e) : method_no_memory(e);
     if (!status) {
-        memcpy(before, set, n_before * sizeof *before);
+        if (n_before)
+            memcpy(before, set, n_before * sizeof *before);
         status = op_model_set_taps(subject->model, &tap, 1);
         for (size_t i = 0, next; !status && i < n; i = next) {
             status = read_some(subject, pass, cues, n, i, &next, e);

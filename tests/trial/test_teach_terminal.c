@@ -79,6 +79,8 @@ static void start(void)
     program = forkpty(&terminal, NULL, NULL, &size);
     assert_true(program >= 0);
     if (!program) {
+        signal(SIGHUP, SIG_DFL); /* under nohup it would be ignored for good */
+        signal(SIGINT, SIG_DFL);
         setenv("TERM", "xterm", 1);
         setenv("NO_COLOR", "1", 1);
         if (!chdir(dir))
