@@ -7,6 +7,7 @@
 #ifndef OPERANT_CONFIG_H
 #define OPERANT_CONFIG_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 #include <operant/buf.h>
@@ -48,6 +49,8 @@ op_status op_config_set(void *settings, const op_option *table, const char *assi
 op_status op_config_write(const void *settings, const op_option *table, op_buf *out);
 op_status op_config_help(const op_option *table, op_buf *out);
 
+/* Is `word` one of `words`, which ends with NULL? */
+bool op_config_is_among(const char *word, const char *const *words);
 /* The known word nearest to `word` by edit distance, or NULL when none is near; `words` ends with NULL. */
 const char *op_config_nearest(const char *word, const char *const *words);
 

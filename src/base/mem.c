@@ -62,6 +62,21 @@ char *op_strndup(const char *s, size_t n)
     return copy;
 }
 
+bool op_grow(void *array, size_t n, size_t *cap, size_t size)
+{
+    enum { FIRST = 16 };
+    void **at = array;
+    if (n < *cap)
+        return true;
+    size_t to = *cap ? 2 * *cap : FIRST;
+    void *more = to <= SIZE_MAX / size ? op_realloc(*at, to * size) : NULL;
+    if (!more)
+        return false;
+    *at = more;
+    *cap = to;
+    return true;
+}
+
 char *op_strdup(const char *s)
 {
     return op_strndup(s, strlen(s));

@@ -4,6 +4,7 @@
 #ifndef OP_BASE_MEM_H
 #define OP_BASE_MEM_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -17,6 +18,9 @@ void *op_alloc_array(size_t count, size_t size);
 void *op_realloc(void *p, size_t bytes);
 void op_free(void *p);
 char *op_strdup(const char *s);
+/* Room for one more behind the n elements of `size` bytes of *array (the address of a pointer), which has room for *cap: doubled when it is full. False, and
+ * nothing changed, when memory is out. */
+bool op_grow(void *array, size_t n, size_t *cap, size_t size);
 char *op_strndup(const char *s, size_t n);
 
 /* 64-byte aligned, zeroed; large blocks ask for huge pages. Freed with op_free_aligned. */

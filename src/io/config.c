@@ -71,6 +71,13 @@ static bool is_near(int edits, size_t n, size_t m)
     return edits <= 1 || (size_t)edits * 3 <= longer;
 }
 
+bool op_config_is_among(const char *word, const char *const *words)
+{
+    while (*words && strcmp(*words, word) != 0)
+        words++;
+    return *words;
+}
+
 const char *op_config_nearest(const char *word, const char *const *words)
 {
     const char *best = NULL;

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include <operant/buf.h>
+#include <operant/config.h>
 
 #include "io/file.h"
 #include "io/utf8.h"
@@ -18,24 +19,17 @@ typedef struct reading {
     op_error *e;
 } reading;
 
-static bool is_one_of(const char *s, const char *const *words)
-{
-    while (*words && strcmp(s, *words) != 0)
-        words++;
-    return *words;
-}
-
 /* Of a plain scalar. */
 static json_t *value_of(const char *s)
 {
     static const char *const none[] = {"", "~", "null", "Null", "NULL", NULL};
     static const char *const yes[] = {"true", "True", "TRUE", NULL}, *const no[] = {"false", "False", "FALSE", NULL};
     char *end;
-    if (is_one_of(s, none))
+    if (op_config_is_among(s, none))
         return json_null();
-    if (is_one_of(s, yes))
+    if (op_config_is_among(s, yes))
         return json_true();
-    if (is_one_of(s, no))
+    if (op_config_is_among(s, no))
         return json_false();
     if (strspn(s, "+-.0123456789eE") != strlen(s)) /* no inf, nan or hexadecimal: JSON cannot say them */
         return json_string(s);

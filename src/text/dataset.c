@@ -144,14 +144,6 @@ static op_status unknown_key(const builder *b, const char *where, const char *ke
                         near ? near : "", near ? "'?" : "");
 }
 
-static bool is_known(const char *key, const char *const *known)
-{
-    for (; *known; known++)
-        if (strcmp(key, *known) == 0)
-            return true;
-    return false;
-}
-
 static op_status check_messages(const builder *b, json_t *messages)
 {
     const char *key;
@@ -163,7 +155,7 @@ static op_status check_messages(const builder *b, json_t *messages)
         if (!json_is_object(message) || !json_is_string(json_object_get(message, "role")))
             return op_error_set(b->e, OP_ERR_FORMAT, "%s: message %zu is not an object with a 'role'", b->name, i);
         json_object_foreach(message, key, value)
-            if (!is_known(key, message_keys))
+            if (!op_config_is_among(key, message_keys))
                 return unknown_key(b, "a message", key, message_keys);
     }
     return OP_OK;
@@ -236,7 +228,7 @@ static op_status build_sharegpt(builder *b)
         const char *from = json_string_value(json_object_get(turn, "from")), *role = NULL;
         json_t *words = json_object_get(turn, "value"), *weight = json_object_get(turn, "weight");
         json_object_foreach(turn, key, value)
-            if (!is_known(key, keys)) {
+            if (!op_config_is_among(key, keys)) {
                 s = unknown_key(b, "a turn", key, keys);
                 break;
             }
@@ -282,7 +274,7 @@ static op_status apply_marks(builder *b, const json_t *response, size_t at, size
         return fail(b, OP_ERR_FORMAT, "'marks' is not a list");
     json_array_foreach(marks, i, mark) {
         json_object_foreach(mark, key, value)
-            if (!is_known(key, keys))
+            if (!op_config_is_among(key, keys))
                 return unknown_key(b, "a mark", key, keys);
         const json_t *start = json_object_get(mark, "start"), *end = json_object_get(mark, "end"), *v = json_object_get(mark, "value");
         if (!json_is_integer(start) || !json_is_integer(end) || !json_is_number(v))
@@ -387,7 +379,7 @@ static op_status check_keys(builder *b, const form *f)
     const char *key;
     json_t *value;
     json_object_foreach(b->line, key, value)
-        if (!is_known(key, f->keys))
+        if (!op_config_is_among(key, f->keys))
             return unknown_key(b, f->name, key, f->keys);
     b->scale = 1;
     return op_json_get_float(b->line, "weight", false, &b->scale, b->name, b->e);

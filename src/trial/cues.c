@@ -119,14 +119,8 @@ static op_status read_line(void *ctx, json_t *line, int number, op_error *e)
     snprintf(name, sizeof name, "%.250s: line %d", d->path, number);
     if (!wanted(d, line) || (d->limit && d->base.n == (uint64_t)d->limit))
         return OP_OK;
-    if (d->base.n == d->cap) {
-        size_t cap = d->cap ? 2 * d->cap : 256;
-        op_cue *more = op_realloc(d->cues, cap * sizeof *more);
-        if (!more)
-            return op_error_set(e, OP_ERR_NOMEM, "%s: out of memory", name);
-        d->cues = more;
-        d->cap = cap;
-    }
+    if (!op_grow(&d->cues, d->base.n, &d->cap, sizeof *d->cues))
+        return op_error_set(e, OP_ERR_NOMEM, "%s: out of memory", name);
     op_cue c = {0};
     json_t *messages = NULL;
     const char *prompt = NULL;

@@ -94,19 +94,9 @@ static op_status no_memory(op_error *e)
     return op_error_set(e, OP_ERR_NOMEM, "out of memory for a lesson");
 }
 
-/* Makes room for one more. */
 static op_status grow(void *array, size_t n, size_t *cap, size_t size, op_error *e)
 {
-    void **at = array;
-    if (n < *cap)
-        return OP_OK;
-    size_t to = *cap ? 2 * *cap : 16;
-    void *more = op_realloc(*at, to * size);
-    if (!more)
-        return no_memory(e);
-    *at = more;
-    *cap = to;
-    return OP_OK;
+    return op_grow(array, n, cap, size) ? OP_OK : no_memory(e);
 }
 
 static float *floats(op_lesson *l, int32_t n, float value)

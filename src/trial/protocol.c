@@ -68,13 +68,6 @@ static op_status no_memory(op_error *e)
     return op_error_set(e, OP_ERR_NOMEM, "out of memory for the protocol");
 }
 
-static bool is_among(const char *word, const char *const *words)
-{
-    while (*words && strcmp(*words, word) != 0)
-        words++;
-    return *words;
-}
-
 /* Is `key` a name or alias in the table? One that ends in '.': the beginning of one? */
 static bool has_key(const op_option *table, const char *key)
 {
@@ -186,7 +179,7 @@ static op_status set_members(const target *to, const json_t *object, const char 
     json_t *value;
     json_object_foreach((json_t *)object, key, value) {
         char full[128];
-        if (!*prefix && is_among(key, to->apart))
+        if (!*prefix && op_config_is_among(key, to->apart))
             continue;
         if ((size_t)snprintf(full, sizeof full, "%s%s", prefix, key) >= sizeof full - 1)
             return op_error_set(e, OP_ERR_FORMAT, "%s: a key of more than %zu characters", name, sizeof full - 2);

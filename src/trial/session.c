@@ -14,19 +14,9 @@ static op_status no_memory(op_error *e)
     return op_error_set(e, OP_ERR_NOMEM, "out of memory for a round");
 }
 
-/* Room for one more element of an array of elements of `size` bytes. */
 static op_status grow(void *array, size_t n, size_t *cap, size_t size, op_error *e)
 {
-    void **at = array;
-    if (n < *cap)
-        return OP_OK;
-    size_t more = *cap ? 2 * *cap : 64;
-    void *p = op_realloc(*at, more * size);
-    if (!p)
-        return no_memory(e);
-    *at = p;
-    *cap = more;
-    return OP_OK;
+    return op_grow(array, n, cap, size) ? OP_OK : no_memory(e);
 }
 
 /* An array for the method, alive until the round ends. NULL when memory is out. */
@@ -59,13 +49,15 @@ void op_session_clear_round(op_session *s)
 
 /* ---- what is asked ---- */
 
-/* A finite source is gone through in a new order on every pass, an endless one in its own. */
-static uint64_t cue_index(const op_session *s, uint32_t *order)
+/* A finite source is gone through in a new order on every pass, an endless one in its own. order[n] is drawn when *pass is not yet the one of the next cue. */
+static uint64_t cue_index(const op_session *s, uint32_t *order, uint64_t *pass)
 {
     uint64_t n = s->source->n, k = s->cues_drawn;
     if (!n)
         return k;
-    op_rng_permute(s->seed, (uint64_t)OP_STREAM_SHUFFLE | (uint64_t)(s->stage_at << 16 | (k / n)) << 32, (uint32_t)n, order);
+    if (*pass != k / n)
+        op_rng_permute(s->seed, (uint64_t)OP_STREAM_SHUFFLE | (uint64_t)(s->stage_at << 16 | (k / n)) << 32, (uint32_t)n, order);
+    *pass = k / n;
     return order[k % n];
 }
 
@@ -88,11 +80,12 @@ op_status op_session_cues(op_session *s, op_cue *const **cues, size_t *n, op_err
 {
     size_t first = s->n_cues, count = (size_t)s->stage->prompts;
     uint32_t *order = op_alloc_array(s->source->n ? s->source->n : 1, sizeof *order);
+    uint64_t pass = UINT64_MAX; /* of `order`: none yet */
     op_status status = order ? OP_OK : no_memory(e);
     for (size_t i = 0; !status && i < count; i++) {
         op_cue drawn;
         const op_cue *kept;
-        status = s->source->draw(s->source, cue_index(s, order), &drawn, e);
+        status = s->source->draw(s->source, cue_index(s, order, &pass), &drawn, e);
         if (!status)
             status = op_session_add_cue(s, &drawn, &kept, e);
         s->cues_drawn += !status;

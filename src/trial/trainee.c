@@ -128,13 +128,6 @@ op_status op_trainee_save(const op_subject *s, const op_trainee_options *o, op_e
 
 /* ---- identity ---- */
 
-static bool is_among(const char *key, const char *const *words)
-{
-    while (words && *words && strcmp(*words, key) != 0)
-        words++;
-    return words && *words;
-}
-
 op_status op_trainee_identity(json_t *out, const void *settings, const op_option *table, const char *const *leave_out, op_error *e)
 {
     static const char *const free_keys[] = {"model", "output_dir", "threads", "recompute", "resume", "save_total_limit", "save_dtype", NULL};
@@ -146,7 +139,7 @@ op_status op_trainee_identity(json_t *out, const void *settings, const op_option
         size_t n = strcspn(row->key, "|");
         memcpy(key, row->key, n);
         key[n] = 0;
-        if (is_among(key, free_keys) || is_among(key, leave_out))
+        if (op_config_is_among(key, free_keys) || (leave_out && op_config_is_among(key, leave_out)))
             continue;
         const op_option alone[] = {*row, {0}};
         op_buf_clear(&text);
