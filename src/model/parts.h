@@ -97,6 +97,8 @@ struct op_model {
 op_status op_model_config_from_json(op_model_config *c, const json_t *json, const char *name, op_error *e);
 op_status op_model_config_from_gguf(op_model_config *c, const op_tensors *t, op_error *e);
 json_t *op_model_config_to_json(const op_model_config *c, op_dtype dtype); /* NULL when memory is out */
+/* save.c: config.json and generation_config.json into an existing directory. */
+op_status op_model_config_save(const op_model_config *c, const char *dir, op_dtype dtype, op_error *e);
 op_status op_model_config_check(const op_model_config *c, op_error *e);
 
 /* rope.c: fills cos, sin [rows, D/2] */

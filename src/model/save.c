@@ -79,6 +79,12 @@ static json_t *generation_config(const op_model_config *c)
     return j;
 }
 
+op_status op_model_config_save(const op_model_config *c, const char *dir, op_dtype dtype, op_error *e)
+{
+    op_status s = write_json(dir, "generation_config.json", generation_config(c), e);
+    return s ? s : write_json(dir, "config.json", op_model_config_to_json(c, dtype), e);
+}
+
 op_status op_model_save(const op_model *m, const char *dir, op_dtype dtype, op_error *e)
 {
     op_status s = need_floats(m, e);
@@ -100,9 +106,7 @@ op_status op_model_save(const op_model *m, const char *dir, op_dtype dtype, op_e
     if (!s)
         s = op_safetensors_write_dir(dir, out, m->n_slots, NULL, 0, (uint64_t)5 << 30, e);
     if (!s)
-        s = write_json(dir, "generation_config.json", generation_config(&m->config), e);
-    if (!s)
-        s = write_json(dir, "config.json", op_model_config_to_json(&m->config, dtype), e);
+        s = op_model_config_save(&m->config, dir, dtype, e);
     op_free(names);
     op_free(sources);
     op_free(out);
