@@ -13,5 +13,7 @@ const char *op_env_onednn(void);     /* "2.6.3" */
 int op_env_threads(int n);           /* sets the threads of every op (0: all cores); returns their number */
 /* GFLOP/s of the best product of the processor, 512 x 1536 x 576 packed, measured now for `seconds`; OP_F32 or OP_BF16. */
 double op_env_peak(op_dtype act, double seconds);
+/* GB/s between memory and processor, measured now for `seconds` with a loop over 384 MiB; 0 when memory is out. */
+double op_env_bandwidth(double seconds);
 
 #endif

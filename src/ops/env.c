@@ -35,3 +35,8 @@ double op_env_peak(op_dtype act, double seconds)
     const op_ops *ops = op_ops_get("cpu", act);
     return ops ? op_ops_peak(ops, 512, 1536, 576, seconds) : 0;
 }
+
+double op_env_bandwidth(double seconds)
+{
+    return op_ops_bandwidth(seconds);
+}

@@ -64,14 +64,19 @@ static void fill(void)
     use_level(level_supported());
 }
 
-const op_ops *op_ops_get(const char *name, op_dtype act)
+static const op_ops *table_of(const char *name, op_dtype act)
 {
-    pthread_once(&once, fill);
     if (strcmp(name, "ref") == 0)
         return act == OP_F32 ? &ref_f32 : NULL;
     if (strcmp(name, "cpu") == 0)
         return act == OP_F32 ? &cpu_f32 : act == OP_BF16 ? &cpu_bf16 : NULL;
     return NULL;
+}
+
+const op_ops *op_ops_get(const char *name, op_dtype act)
+{
+    pthread_once(&once, fill);
+    return op_profile_table(table_of(name, act));
 }
 
 bool op_ops_native_bf16(void)
@@ -138,4 +143,34 @@ double op_ops_peak(const op_ops *ops, int M, int N, int K, double seconds)
     op_free_aligned(x);
     op_free_aligned(y);
     return best < INFINITY ? 2e-9 * (double)M * N * K / best : 0;
+}
+
+double op_ops_bandwidth(double seconds)
+{
+    const size_t n = (size_t)32 << 20;
+    float *a = op_alloc_aligned(n * sizeof *a), *bc = op_alloc_aligned(2 * n * sizeof *bc), *b = bc, *c = bc ? bc + n : NULL;
+    double triad = INFINITY, reading = INFINITY;
+    float sum = 0;
+    if (a && bc) {
+#pragma omp parallel for schedule(static)
+        for (size_t i = 0; i < 2 * n; i++) /* memory that was never written is one page of zeros */
+            bc[i] = (float)(i % 251);
+        for (double end = op_seconds() + seconds, t = op_seconds(); t < end || triad == INFINITY;) {
+#pragma omp parallel for simd schedule(static)
+            for (size_t i = 0; i < n; i++)
+                a[i] = b[i] + 3 * c[i];
+            double between = op_seconds();
+#pragma omp parallel for simd schedule(static) reduction(+ : sum)
+            for (size_t i = 0; i < 2 * n; i++)
+                sum += bc[i];
+            double after = op_seconds();
+            triad = fmin(triad, between - t);
+            reading = fmin(reading, after - between);
+            t = after;
+        }
+        a[0] = sum; /* so that the sum is needed */
+    }
+    op_free_aligned(a);
+    op_free_aligned(bc);
+    return triad < INFINITY ? 1e-9 * (double)n * fmax(12 / triad, 8 / reading) : 0;
 }

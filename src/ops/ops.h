@@ -89,6 +89,11 @@ typedef struct op_ops {
      * same bits wherever it stands and whatever the other rows hold, unless op_ops_product_isa() is avx2 or avx2_vnni (whose
      * kernels of 6 rows and of 2 differ in the last place). cpu runs blocks of 512 rows and the rest, each with the kernel of its row count. */
     op_status (*matmul)(const op_weight *W, int M, const void *x, const float *bias, op_out out, void *y);
+    /* The same for generation: a row of y has the same bits for every M, whatever the other rows hold, on any number of threads.
+     * OP_ERR_UNSUPPORTED unless decodes(W, rows). */
+    op_status (*decode)(const op_weight *W, int M, const void *x, const float *bias, op_out out, void *y);
+    /* Can decode multiply by W, and is it the better way where there are at most `rows` rows? */
+    bool (*decodes)(const op_weight *W, int rows);
     /* dx[M, K] = dy[M, N] W */
     op_status (*matmul_dx)(const op_weight *W, int M, const void *dy, op_out out, void *dx);
     /* dw[N, K] += dy[M, N]^T x[M, K] */
@@ -176,6 +181,12 @@ int op_threads(void);
 
 /* GFLOP/s of a product M x N x K on packed weights, measured now (bench). */
 double op_ops_peak(const op_ops *ops, int M, int N, int K, double seconds);
+/* GB/s between memory and processor, all threads together, measured now: the better of a pass that reads 256 MiB and of STREAM's
+ * triad a = b + s c over three times 128 MiB (McCalpin). 0 when memory is out. */
+double op_ops_bandwidth(double seconds);
+
+/* What op_ops_get hands out for the table t: t itself, or its copy that counts while a profile is on (operant/profile.h). */
+const op_ops *op_profile_table(const op_ops *t);
 
 /* Frees the kept kernels and the working memory of the cpu backend; weights must be freed before. Ops may be used again. */
 void op_ops_release(void);
