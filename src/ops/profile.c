@@ -135,6 +135,15 @@ static op_status matmul(const op_weight *W, int M, const void *x, const float *b
     return status;
 }
 
+static op_status decode(const op_weight *W, int M, const void *x, const float *bias, op_out out, void *y)
+{
+    double start = op_seconds();
+    op_status status = inner->decode(W, M, x, bias, out, y);
+    shape s = *shape_of(W);
+    count("decode", s.N, s.K, start, A * ((double)M + s.N) * s.K + out_size(out) * M * s.N, product(M, s.N, s.K));
+    return status;
+}
+
 static op_status matmul_dx(const op_weight *W, int M, const void *dy, op_out out, void *dx)
 {
     double start = op_seconds();
@@ -230,7 +239,7 @@ static void decorate(void)
 {
     timed = *inner;
 #define TIMED(op) timed.op = op
-    TIMED(weight_new), TIMED(weight_pack), TIMED(matmul), TIMED(matmul_dx), TIMED(matmul_dw), TIMED(gemm), TIMED(bias_backward);
+    TIMED(weight_new), TIMED(weight_pack), TIMED(matmul), TIMED(decode), TIMED(matmul_dx), TIMED(matmul_dw), TIMED(gemm), TIMED(bias_backward);
     TIMED(to_act), TIMED(from_act), TIMED(add), TIMED(add_f32), TIMED(embed), TIMED(embed_backward);
     TIMED(rmsnorm), TIMED(rmsnorm_backward), TIMED(layernorm), TIMED(layernorm_backward), TIMED(headnorm), TIMED(headnorm_backward);
     TIMED(rope), TIMED(swiglu), TIMED(swiglu_backward), TIMED(gelu), TIMED(gelu_backward), TIMED(dropout);

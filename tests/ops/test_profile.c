@@ -25,7 +25,7 @@ static void one_backend_is_profiled_at_a_time(void **state)
     op_profile_stop();
 }
 
-/* Who adds an op to the table adds it to ops/profile.c: compared word by word, so that the test knows new ones. Freeing a weight is not timed. */
+/* Who adds an op to the table adds it to ops/profile.c: compared word by word, so that the test knows new ones. Freeing a weight and questions are not timed. */
 static void every_op_of_the_table_is_timed(void **state)
 {
     (void)state;
@@ -36,8 +36,8 @@ static void every_op_of_the_table_is_timed(void **state)
     size_t missing = 0;
     for (size_t at = offsetof(op_ops, weight_new); at + sizeof(void *) <= sizeof(op_ops); at += sizeof(void *)) {
         const char *a = (const char *)plain + at, *b = (const char *)timed + at;
-        bool pointer = at != offsetof(op_ops, weight_free) && at != offsetof(op_ops, keeps_f32);
-        if (pointer && !memcmp(a, b, sizeof(void *)) && memcmp(a, &(void *){NULL}, sizeof(void *))) {
+        bool work = at != offsetof(op_ops, weight_free) && at != offsetof(op_ops, keeps_f32) && at != offsetof(op_ops, decodes);
+        if (work && !memcmp(a, b, sizeof(void *)) && memcmp(a, &(void *){NULL}, sizeof(void *))) {
             print_message("the op at word %zu of op_ops is not in ops/profile.c\n", at / sizeof(void *));
             missing++;
         }
