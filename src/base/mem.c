@@ -84,17 +84,18 @@ char *op_strdup(const char *s)
 
 enum { ALIGN = 64, HUGE_BYTES = 2 << 20 };
 
+/* Whole huge pages where there are some; the rest of the last one stays small pages, so that it takes no memory that nobody asked for. */
 void *op_alloc_aligned(size_t bytes)
 {
     if (!may_allocate() || bytes > SIZE_MAX - HUGE_BYTES)
         return NULL;
     size_t align = bytes >= HUGE_BYTES ? HUGE_BYTES : ALIGN;
-    size_t rounded = (bytes + align - 1) / align * align;
-    void *p = aligned_alloc(align, rounded ? rounded : align);
-    if (!p)
+    size_t rounded = (bytes + ALIGN - 1) / ALIGN * ALIGN;
+    void *p = NULL;
+    if (posix_memalign(&p, align, rounded ? rounded : ALIGN))
         return NULL;
     if (align == HUGE_BYTES)
-        madvise(p, rounded, MADV_HUGEPAGE);
+        madvise(p, rounded / HUGE_BYTES * HUGE_BYTES, MADV_HUGEPAGE);
     memset(p, 0, rounded);
     return p;
 }
