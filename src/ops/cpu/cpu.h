@@ -6,6 +6,7 @@
 #ifndef OP_OPS_CPU_CPU_H
 #define OP_OPS_CPU_CPU_H
 
+#include "base/num.h"
 #include "ops/ops.h"
 
 void op_cpu_products(op_ops *t); /* by t->act */
@@ -22,6 +23,14 @@ OP_CPU_LEVEL(f32, v4)
 OP_CPU_LEVEL(bf16, v2)
 OP_CPU_LEVEL(bf16, v3)
 OP_CPU_LEVEL(bf16, v4)
+
+/* decode_bf16.c: a packed weight [N, K], seen by the kernel of generation; its layout is described there. */
+typedef struct op_panels {
+    int N, K;
+    size_t panel;        /* elements of 64 columns */
+    const op_bf16 *data; /* NULL: packed otherwise, or the processor lacks AVX512-BF16 */
+} op_panels;
+void op_cpu_decode_bf16(const op_panels *w, int M, const void *x, const float *bias, op_out out, void *y);
 
 /* Working memory that outlives the call: 64-byte aligned, grown when needed, never shrunk. The content is whatever the
  * last user of the slot left. One caller thread at a time, as for all ops. NULL when memory is out. */

@@ -268,6 +268,7 @@ struct op_weight {
     const float *w;  /* f32: the caller's; bf16 widened: `floats` */
     float *floats;   /* owned; [N, K] */
     packed forward, backward;
+    op_panels panels; /* `forward` for the products of generation */
 };
 
 static void packed_release(packed *p)
@@ -325,6 +326,19 @@ static op_weight *weight_new_f32(int N, int K, bool backward)
     return W;
 }
 
+/* The packed bytes as decode_bf16.c reads them, if that is how they lie and the processor can. */
+static op_panels panels_of(const op_weight *W)
+{
+    op_panels none = {0};
+    const dnnl_memory_desc_t *d;
+    if (!__builtin_cpu_supports("avx512bf16") || dnnl_memory_get_memory_desc(W->forward.blocks, &d))
+        return none;
+    const dnnl_blocking_desc_t *b = &d->format_desc.blocking;
+    bool pairs = d->format_kind == dnnl_blocked && b->inner_nblks == 3 && b->inner_blks[0] == 16 && b->inner_idxs[0] == 0 &&
+                 b->inner_blks[1] == 64 && b->inner_idxs[1] == 1 && b->inner_blks[2] == 2 && b->inner_idxs[2] == 0;
+    return pairs && b->strides[0] == 2048 ? (op_panels){W->N, W->K, (size_t)b->strides[1], W->forward.bytes} : none;
+}
+
 static op_weight *weight_new_bf16(int N, int K, bool backward)
 {
     op_weight *W = start() ? NULL : op_alloc(sizeof *W);
@@ -336,6 +350,8 @@ static op_weight *weight_new_bf16(int N, int K, bool backward)
         e = packed_init(&W->forward, N, K, view(K, N, dnnl_f32, K, true));
         if (!e && backward)
             e = packed_init(&W->backward, K, N, view(N, K, dnnl_f32, K, false));
+        if (!e)
+            W->panels = panels_of(W);
     } else {
         W->w = W->floats = op_alloc_aligned((size_t)N * (size_t)K * sizeof(float));
         e = W->floats ? dnnl_success : dnnl_out_of_memory;
@@ -410,6 +426,20 @@ static op_status matmul_dx(const op_weight *W, int M, const void *dy, op_out out
     return weight_product(W, true, M, dy, NULL, out, dx);
 }
 
+/* With AMX, oneDNN on 32 padded rows beats AVX512-BF16 on as many; on one row memory is the limit. */
+static bool decodes(const op_weight *W, int rows)
+{
+    return W->panels.data && (rows == 1 || dnnl_get_effective_cpu_isa() != dnnl_cpu_isa_avx512_core_amx);
+}
+
+static op_status decode(const op_weight *W, int M, const void *x, const float *bias, op_out out, void *y)
+{
+    if (!W->panels.data)
+        return OP_ERR_UNSUPPORTED;
+    op_cpu_decode_bf16(&W->panels, M, x, bias, out, y);
+    return OP_OK;
+}
+
 static op_status general(bool bf16, bool ta, bool tb, int M, int N, int K, float alpha, const void *A, int lda,
                          const void *B, int ldb, float beta, void *C, int ldc, bool c_f32)
 {
@@ -474,6 +504,8 @@ void op_cpu_products(op_ops *t)
     t->weight_free = weight_free;
     t->keeps_f32 = !bf16;
     t->matmul = matmul;
+    t->decode = decode;
+    t->decodes = decodes;
     t->matmul_dx = matmul_dx;
     t->matmul_dw = bf16 ? matmul_dw_bf16 : matmul_dw_f32;
     t->gemm = bf16 ? gemm_bf16 : gemm_f32;

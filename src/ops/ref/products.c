@@ -55,6 +55,13 @@ static op_status matmul(const op_weight *W, int M, const void *x, const float *b
     return OP_OK;
 }
 
+static bool decodes(const op_weight *W, int rows)
+{
+    (void)W;
+    (void)rows;
+    return true;
+}
+
 static op_status matmul_dx(const op_weight *W, int M, const void *dy, op_out out, void *dx)
 {
     size_t N = (size_t)W->N, K = (size_t)W->K;
@@ -97,6 +104,8 @@ void op_ref_products(op_ops *t)
     t->weight_free = weight_free;
     t->keeps_f32 = true;
     t->matmul = matmul;
+    t->decode = matmul;
+    t->decodes = decodes;
     t->matmul_dx = matmul_dx;
     t->matmul_dw = matmul_dw;
     t->gemm = gemm;
