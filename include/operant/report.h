@@ -30,4 +30,9 @@ op_status op_train_report_write(const char *dir, op_error *e);
 op_status op_protocol_report_html(const char *dir, const char *command, op_buf *out, op_error *e);
 op_status op_protocol_report_write(const char *dir, const char *command, op_error *e);
 
+/* And of vectors against one another: from what op_vector_compare (operant/vector.h) gave. Heat maps of cosines, sign conflicts and the overlap of large elements,
+ * the same as tables, and the cosines by layer and by kind of tensor. */
+op_status op_vector_report_html(const json_t *comparison, op_buf *out, op_error *e);
+op_status op_vector_report_write(const json_t *comparison, const char *path, op_error *e);
+
 #endif
