@@ -471,31 +471,50 @@ static op_status attention_backward(const op_attention *a, const void *qkv, cons
 
 /* ---- generation ---- */
 
-static inline float sum_lanes(vec v)
-{
+/* MERGE(a, b, m) adds neighbouring runs of m lanes of a and of b and interleaves the sums: lane l takes those of a where l is even. After
+ * merging x[i] with x[i + n/2] for n = LANES, LANES/2 .. 2 and m = 1, 2, 4 .. lane i holds the sum of x[i], for each added in the same order. */
+#define FIRST(l, m) ((l) % 2 * LANES + (l) / (2 * (m)) * (2 * (m)) + (l) % (2 * (m)) / 2)
+#define SECOND(l, m) (FIRST(l, m) + (m))
+#define FOUR(F, l, m) F(l, m), F(l + 1, m), F(l + 2, m), F(l + 3, m)
 #if defined(__AVX512F__)
-    typedef float half __attribute__((vector_size(32)));
-    half w = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
-             __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+#define LANES_OF(F, m) FOUR(F, 0, m), FOUR(F, 4, m), FOUR(F, 8, m), FOUR(F, 12, m)
+#elif defined(__AVX__)
+#define LANES_OF(F, m) FOUR(F, 0, m), FOUR(F, 4, m)
 #else
-    vec w = v;
+#define LANES_OF(F, m) FOUR(F, 0, m)
 #endif
-    typedef float quarter __attribute__((vector_size(16)));
+#define MERGE(a, b, m) (__builtin_shufflevector(a, b, LANES_OF(FIRST, m)) + __builtin_shufflevector(a, b, LANES_OF(SECOND, m)))
+
+/* The sums of LANES vectors as one; x is used up. */
+static inline vec sums_of(vec *x)
+{
+    for (int i = 0; i < LANES / 2; i++)
+        x[i] = MERGE(x[i], x[i + LANES / 2], 1);
+    for (int i = 0; i < LANES / 4; i++)
+        x[i] = MERGE(x[i], x[i + LANES / 4], 2);
 #if defined(__AVX__)
-    quarter x = __builtin_shufflevector(w, w, 0, 1, 2, 3) + __builtin_shufflevector(w, w, 4, 5, 6, 7);
-#else
-    quarter x = w;
+    for (int i = 0; i < LANES / 8; i++)
+        x[i] = MERGE(x[i], x[i + LANES / 8], 4);
 #endif
-    return (x[0] + x[2]) + (x[1] + x[3]);
+#if defined(__AVX512F__)
+    x[0] = MERGE(x[0], x[1], 8);
+#endif
+    return x[0];
 }
 
-/* n a multiple of LANES */
-static inline float dot(int n, const float *a, const float *b)
+/* p[i] = q K[i], n keys rounded up to LANES, vectors of a row: constant where this is inlined, so that q stays in registers. */
+static inline __attribute__((always_inline)) void dots(int vectors, int n, const float *q, const float *K, size_t ld, float *p)
 {
-    vec sum = {0};
-    for (int i = 0; i < n; i += LANES)
-        sum += *(const vec *)(a + i) * *(const vec *)(b + i);
-    return sum_lanes(sum);
+    for (int i0 = 0; i0 < n; i0 += LANES) {
+        vec x[LANES];
+        for (int i = 0; i < LANES; i++) {
+            const float *k = K + (i0 + i) * ld;
+            x[i] = (vec){0};
+            for (int j = 0; j < vectors; j++)
+                x[i] += *(const vec *)(q + j * LANES) * *(const vec *)(k + j * LANES);
+        }
+        *(vec *)(p + i0) = sums_of(x);
+    }
 }
 
 /* The cache rows that row r sees, in order; returns how many. */
@@ -511,7 +530,7 @@ static int visible_keys(const op_cached_attention *a, int r, int32_t *key)
 
 static size_t cached_floats(int heads, int ld, int keys)
 {
-    return ((size_t)heads * (2 * (size_t)ld + (size_t)keys) + BK * (size_t)ld + (size_t)keys + 15) / 16 * 16;
+    return ((size_t)heads * (2 * (size_t)ld + (size_t)keys) + BK * (size_t)ld + (size_t)keys + 15) / 16 * 16; /* keys: a multiple of 16 */
 }
 
 /* One row and one key-value head. Sums run over the keys one by one, whatever tile they are in, so that the result is the
@@ -523,12 +542,17 @@ static void cached_task(const op_cached_attention *a, int keys, int r, int g, co
     float *Q = scratch, *O = Q + heads * ld, *V = O + heads * ld, *P = V + BK * ld;
     int32_t *key = (int32_t *)(P + (size_t)heads * keys);
     int n = visible_keys(a, r, key);
-    memset(Q, 0, (size_t)(heads * 2 + BK) * ld * sizeof *Q); /* dots run over the padding */
+    memset(Q, 0, (size_t)(heads * 2 + BK) * ld * sizeof *Q); /* dots run over the padding of D, and over old keys behind the last */
     load(heads, D, a->scale, q + (size_t)r * a->ldq + (size_t)g * heads * D, (size_t)D, Q, (size_t)ld);
-    for (int j = 0; j < n; j++) {
-        load(1, D, 1, k + (size_t)key[j] * a->ldkv + (size_t)g * D, 0, V, 0);
+    for (int j0 = 0; j0 < n; j0 += BK) {
+        int count = min(n - j0, BK);
+        for (int j = 0; j < count; j++)
+            load(1, D, 1, k + (size_t)key[j0 + j] * a->ldkv + (size_t)g * D, 0, V + j * ld, 0);
         for (int h = 0; h < heads; h++)
-            P[(size_t)h * keys + j] = dot(ld, Q + h * ld, V);
+            if (ld == 64)
+                dots(64 / LANES, count, Q + h * ld, V, (size_t)ld, P + (size_t)h * keys + j0);
+            else
+                dots(ld / LANES, count, Q + h * ld, V, (size_t)ld, P + (size_t)h * keys + j0);
     }
     for (int h = 0; h < heads; h++) {
         float highest = -INFINITY, sum = 0, *p = P + (size_t)h * keys;
@@ -557,6 +581,7 @@ static op_status attention_cached(const op_cached_attention *a, const void *q, c
             keys += a->seg[e].length;
         most = max(most, keys);
     }
+    most = round_up(most, 16);
     size_t floats = cached_floats(a->H / a->G, round_up(a->D, 16), most);
     float *scratch = op_cpu_scratch(OP_SCRATCH_TILES, (size_t)omp_get_max_threads() * floats * sizeof *scratch);
     if (!scratch)
