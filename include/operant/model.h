@@ -198,6 +198,11 @@ const op_tap *op_model_taps(const op_model *m, size_t *n);
 typedef op_status (*op_logits_fn)(void *ctx, int32_t n, const int32_t *tokens, const float *logits, float *dlogits);
 void op_model_set_logits_hook(op_model *m, op_logits_fn fn, void *ctx);
 
+/* Called during every backward pass, from its thread, when a layer is done: of this pass's gradients those of the parameters from `first` on (op_params) are
+ * complete. NULL: nobody. */
+typedef void (*op_gradient_fn)(void *ctx, size_t first);
+void op_model_set_gradient_hook(op_model *m, op_gradient_fn fn, void *ctx);
+
 /* ---- adapters ---- */
 
 op_status op_model_adapter_add(op_model *m, const op_lora_options *o, int32_t *id, op_error *e); /* B = 0; not trainable */

@@ -25,6 +25,7 @@
 
 #include <operant/model.h>
 #include <operant/objective.h>
+#include <operant/parallel.h>
 #include <operant/status.h>
 
 /* ---- learning rate ---- */
@@ -66,6 +67,7 @@ typedef struct op_learner_options {
     int32_t block_tokens;   /* tokens of a micro-batch; a longer sequence is a micro-batch of its own */
     int32_t share_min;      /* beginnings of at least this many tokens that sequences of a micro-batch share are computed once; 0: never */
     uint64_t seed;          /* of dropout */
+    op_parallel *parallel;  /* the processes that learn together; borrowed, NULL: this one alone */
 } op_learner_options;
 
 typedef struct op_step_stats {
@@ -90,7 +92,7 @@ typedef struct op_learner op_learner;
 op_status op_learner_new(op_learner **out, op_model *m, const op_learner_options *o, op_error *e);
 void op_learner_free(op_learner *l); /* NULL is fine */
 
-/* Sets the model's gradients to those of one step over all items, in as many micro-batches as they need. A linear objective takes one forward
+/* Sets the model's gradients (with several ranks: of the parameters that this one owns) to those of one step over all items, in as many micro-batches as they need. A linear objective takes one forward
  * and backward for each; another one takes a forward over all of them first. OP_ERR_ARG if no token has a weight; a loss that is not
  * finite is an error. */
 op_status op_learner_gradient(op_learner *l, const op_item *items, size_t n, op_step_stats *stats, op_error *e);

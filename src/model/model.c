@@ -575,3 +575,9 @@ void op_model_set_logits_hook(op_model *m, op_logits_fn fn, void *ctx)
     m->hook = fn;
     m->hook_ctx = ctx;
 }
+
+void op_model_set_gradient_hook(op_model *m, op_gradient_fn fn, void *ctx)
+{
+    m->gradient_hook = fn;
+    m->gradient_ctx = ctx;
+}

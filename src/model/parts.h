@@ -91,6 +91,8 @@ struct op_model {
     size_t n_taps;
     op_logits_fn hook;
     void *hook_ctx;
+    op_gradient_fn gradient_hook;
+    void *gradient_ctx;
 };
 
 /* config.c */

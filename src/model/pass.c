@@ -581,6 +581,24 @@ static op_status attention_backward(op_pass *p, int32_t l, kept *k)
     return s;
 }
 
+/* Parameters lie in the order of the layers. */
+static void tell_gradients(const op_model *m, int32_t l)
+{
+    const op_params all = op_model_params((op_model *)m);
+    if (!m->gradient_hook || !all.grads)
+        return;
+    const float *first = op_model_grad(m, l, OP_ROLE_NORM1);
+    if (m->options.trainable == OP_TRAIN_ADAPTER) {
+        const op_lora *lora = &m->adapters[0].lora[l * OP_TARGET_COUNT];
+        int t = 0;
+        while (t < OP_TARGET_COUNT && !lora[t].dA)
+            t++;
+        first = t < OP_TARGET_COUNT ? lora[t].dA : NULL;
+    }
+    if (first)
+        m->gradient_hook(m->gradient_ctx, (size_t)(first - all.grads));
+}
+
 op_status op_model_backward(op_model *m, op_pass *p, const float *slope, op_error *e)
 {
     if (!p->kept_valid || (!slope && !p->head_done))
@@ -599,6 +617,8 @@ op_status op_model_backward(op_model *m, op_pass *p, const float *slope, op_erro
             s = layer_forward(p, l, k, NULL);
         if (!s && !(s = mlp_backward(p, l, k)) && !(s = attention_backward(p, l, k)))
             s = taps_backward(m, l, &p->batch, p->d_resid);
+        if (!s)
+            tell_gradients(m, l);
     }
     p->kept_valid = p->head_done = false;
     if (s)

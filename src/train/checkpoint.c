@@ -174,18 +174,44 @@ static op_status sum_of(const char *path, json_t **out, op_error *e)
     return *out ? OP_OK : no_memory(e, path);
 }
 
-static op_status write_array(const char *dir, int file, const op_learner *l, json_t *files, op_error *e)
+/* Takes `tensors` over, which is NULL when memory is out. */
+static op_status write_tensors(const char *dir, const char *name, op_tensor_out *tensors, size_t n, json_t *files, op_error *e)
 {
-    char *path = op_path_join(dir, file_names[file]);
-    op_tensor_out *tensors = tensors_over(&l->params, array_of(l, file));
+    char *path = op_path_join(dir, name);
     json_t *sum = NULL;
-    op_status status = path && tensors ? op_safetensors_write(path, tensors, l->params.n_table, NULL, 0, e) : no_memory(e, dir);
+    op_status status = path && tensors ? op_safetensors_write(path, tensors, n, NULL, 0, e) : no_memory(e, dir);
     if (!status)
         status = sum_of(path, &sum, e);
-    if (!status && json_object_set_new(files, file_names[file], sum))
+    if (!status && json_object_set_new(files, name, sum))
         status = no_memory(e, dir);
     op_free(tensors);
     op_free(path);
+    return status;
+}
+
+/* Of the moments each rank has only its share: they are brought together for the time of writing, so that a file does not tell how many ranks there were. */
+static op_status write_array(const char *dir, int file, op_learner *l, json_t *files, op_error *e)
+{
+    const float *array = array_of(l, file);
+    float *whole = NULL;
+    op_status status = OP_OK;
+    if (file > 0 && l->shard.own < l->params.n) {
+        whole = op_alloc_aligned(l->params.n * sizeof *whole);
+        status = whole ? op_shard_collect(&l->shard, array, whole, e) : no_memory(e, dir);
+        array = whole;
+    }
+    if (!status)
+        status = write_tensors(dir, file_names[file], tensors_over(&l->params, array), l->params.n_table, files, e);
+    op_free_aligned(whole);
+    return status;
+}
+
+/* What a rank that does not write does meanwhile. */
+static op_status give_arrays(op_learner *l, op_error *e)
+{
+    op_status status = OP_OK;
+    for (int i = 1; !status && i < FILES; i++)
+        status = op_shard_collect(&l->shard, array_of(l, i), NULL, e);
     return status;
 }
 
@@ -216,7 +242,7 @@ static op_status write_state(const char *dir, const op_learner *l, const op_run_
     return status;
 }
 
-static op_status write_directory(const char *dir, const op_learner *l, const op_run_state *state, json_t *identity, op_error *e)
+static op_status write_directory(const char *dir, op_learner *l, const op_run_state *state, json_t *identity, op_error *e)
 {
     json_t *files = json_object();
     op_status status = files ? op_dir_make(dir, e) : no_memory(e, dir);
@@ -228,9 +254,11 @@ static op_status write_directory(const char *dir, const op_learner *l, const op_
     return status;
 }
 
-op_status op_checkpoint_save(const char *dir, const op_learner *l, const op_run_state *state, json_t *identity, int32_t keep,
+op_status op_checkpoint_save(const char *dir, op_learner *l, const op_run_state *state, json_t *identity, int32_t keep,
                              op_error *e)
 {
+    if (op_parallel_rank(l->shard.parallel) > 0)
+        return give_arrays(l, e);
     char *half = op_path_join(dir, HALF_WRITTEN), *path = path_of(dir, state->step);
     op_status status = half && path ? op_path_remove(half, e) : no_memory(e, dir);
     if (!status)
@@ -282,13 +310,24 @@ static op_status check_file(const char *dir, const char *name, json_t *files, op
     return status;
 }
 
-static op_status read_tensor(const op_tensors *file, const op_param *x, float *out, const char *path, op_error *e)
+/* Reads of a parameter what is kept here: the whole of its value, of its moments those that this rank owns. NULL: only checks that it is there. */
+static op_status read_tensor(const op_tensors *file, const op_param *x, const op_shard *shard, float *out, const char *path, op_error *e)
 {
     const op_tensor *t = op_tensors_find(file, x->name);
     if (!t || t->dtype != OP_F32 || t->count != (int64_t)x->n)
         return op_error_set(e, OP_ERR_MISMATCH, "\"%s\": found %s \"%s\", expected %zu floats", path,
                             t ? "another shape or type of" : "no", x->name, x->n);
-    return out ? op_tensor_read_f32(t, 0, t->count, out, e) : OP_OK;
+    if (!shard)
+        return out ? op_tensor_read_f32(t, 0, t->count, out + x->offset, e) : OP_OK;
+    op_status status = OP_OK;
+    for (size_t c = 0; out && !status && c < shard->n_chunks; c++) {
+        op_span own = op_shard_span(shard, c);
+        size_t first = own.first > x->offset ? own.first : x->offset, end = own.first + own.n;
+        end = end < x->offset + x->n ? end : x->offset + x->n;
+        if (first < end)
+            status = op_tensor_read_f32(t, (int64_t)(first - x->offset), (int64_t)(end - first), out + own.local + (first - own.first), e);
+    }
+    return status;
 }
 
 /* Reads every parameter of one file into its array; with `dry`, only checks that they are there. */
@@ -299,7 +338,7 @@ static op_status read_array(const char *dir, int file, op_learner *l, bool dry, 
     op_status status = path ? op_tensors_open(&tensors, path, e) : no_memory(e, dir);
     for (size_t i = 0; !status && i < l->params.n_table; i++) {
         const op_param *x = &l->params.table[i];
-        status = read_tensor(tensors, x, dry ? NULL : array_of(l, file) + x->offset, path, e);
+        status = read_tensor(tensors, x, file ? &l->shard : NULL, dry ? NULL : array_of(l, file), path, e);
     }
     op_tensors_close(tensors);
     op_free(path);

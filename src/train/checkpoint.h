@@ -20,8 +20,8 @@ typedef struct op_run_state {
 } op_run_state;
 
 /* Writes dir/step-NNNNNNNN and then removes the oldest ones so that `keep` remain (0: all). `identity` is a
- * JSON object of strings. */
-op_status op_checkpoint_save(const char *dir, const op_learner *l, const op_run_state *state, json_t *identity, int32_t keep,
+ * JSON object of strings. Of several ranks each calls it, and rank 0 writes: the same files as one alone would. */
+op_status op_checkpoint_save(const char *dir, op_learner *l, const op_run_state *state, json_t *identity, int32_t keep,
                              op_error *e);
 
 /* Reads the checkpoint at `path` into the learner and its model. Nothing of them is changed unless counters, identity and bytes are right. */

@@ -21,13 +21,15 @@ op_status op_learner_new(op_learner **out, op_model *m, const op_learner_options
     l->ops = ops;
     l->options = *o;
     l->params = params;
-    l->packing = (op_pack_options){.block_tokens = o->block_tokens, .share_min = o->share_min,
+    l->packing = (op_pack_options){.block_tokens = o->block_tokens, .share_min = o->share_min, .ranks = op_parallel_size(o->parallel),
                                    .adapter = how->trainable == OP_TRAIN_ADAPTER ? 0 : -1};
     op_pack_init(&l->pack);
-    l->m = op_alloc_aligned(params.n * sizeof(float));
-    l->v = op_alloc_aligned(params.n * sizeof(float));
-    op_status status = l->m && l->v ? op_pass_new(&l->pass, m, e)
-                                    : op_error_set(e, OP_ERR_NOMEM, "out of memory for the optimiser of %zu parameters", params.n);
+    op_status status = op_shard_init(&l->shard, o->parallel, params.n, e);
+    l->m = op_alloc_aligned(l->shard.own * sizeof(float));
+    l->v = op_alloc_aligned(l->shard.own * sizeof(float));
+    if (!status)
+        status = l->m && l->v ? op_pass_new(&l->pass, m, e)
+                              : op_error_set(e, OP_ERR_NOMEM, "out of memory for the optimiser of %zu parameters", l->shard.own);
     if (status)
         op_learner_free(l);
     else
@@ -39,6 +41,7 @@ void op_learner_free(op_learner *l)
 {
     if (!l)
         return;
+    op_shard_release(&l->shard);
     op_pass_free(l->pass);
     op_pack_release(&l->pack);
     op_free_aligned(l->m);
@@ -104,17 +107,58 @@ static op_how how_to_learn(const op_learner *l, int32_t part, bool keep)
     return (op_how){.keep = keep, .train = true, .seed = l->options.seed, .step = (uint64_t)l->steps << 24 | (uint64_t)part};
 }
 
+/* ---- the ranks take turns: part k belongs to rank k % size ---- */
+
+static int32_t first_part(const op_learner *l)
+{
+    return op_parallel_rank(l->options.parallel);
+}
+
+static int32_t next_part(const op_learner *l, int32_t k)
+{
+    return k + op_parallel_size(l->options.parallel);
+}
+
+/* log p of the own parts becomes that of all. */
+static void share_logprobs(op_learner *l, const scratch *s)
+{
+    op_parallel_sum(l->options.parallel, s->logp, (size_t)l->pack.n_tokens);
+}
+
+static void gradients_ready(void *ctx, size_t first)
+{
+    op_shard_ready(ctx, first);
+}
+
+/* While the last part's backward runs, what it has completed is reduced. */
+static op_status learn_parts(op_learner *l, const scratch *s, op_error *e)
+{
+    op_status status = OP_OK;
+    op_shard_reduce_begin(&l->shard, l->params.grads);
+    for (int32_t k = first_part(l); !status && k < l->pack.n_parts; k = next_part(l, k)) {
+        op_how how = how_to_learn(l, k, true);
+        if (l->shard.parallel && next_part(l, k) >= l->pack.n_parts)
+            op_model_set_gradient_hook(l->model, gradients_ready, &l->shard);
+        status = run_part(l, k, &how, s, true, e);
+    }
+    op_model_set_gradient_hook(l->model, NULL, NULL);
+    if (!status)
+        op_shard_end(&l->shard);
+    return status;
+}
+
 static op_status learn_linear(op_learner *l, const scratch *s, double *loss, op_error *e)
 {
     const op_objective *f = &l->options.objective;
     op_batch whole = op_pack_whole(&l->pack);
     op_signal signal = op_pack_signal(&l->pack);
     op_status status = f->eval(f->ctx, &whole, &signal, NULL, s->slope, NULL, e);
-    for (int32_t k = 0; !status && k < l->pack.n_parts; k++) {
-        op_how how = how_to_learn(l, k, true);
-        status = run_part(l, k, &how, s, true, e);
-    }
-    return status ? status : f->eval(f->ctx, &whole, &signal, s->logp, s->dropped, loss, e);
+    if (!status)
+        status = learn_parts(l, s, e);
+    if (status)
+        return status;
+    share_logprobs(l, s);
+    return f->eval(f->ctx, &whole, &signal, s->logp, s->dropped, loss, e);
 }
 
 /* The slopes depend on every log p of the step, so these come first; the activations are still there if the step is one part. */
@@ -123,21 +167,19 @@ static op_status learn_general(op_learner *l, const scratch *s, double *loss, op
     const op_objective *f = &l->options.objective;
     op_batch whole = op_pack_whole(&l->pack);
     op_signal signal = op_pack_signal(&l->pack);
-    bool once = l->pack.n_parts == 1;
+    bool once = l->pack.n_parts == 1 && op_parallel_size(l->options.parallel) == 1;
     op_status status = OP_OK;
-    for (int32_t k = 0; !status && k < l->pack.n_parts; k++) {
+    for (int32_t k = first_part(l); !status && k < l->pack.n_parts; k = next_part(l, k)) {
         op_how how = how_to_learn(l, k, once);
         status = run_part(l, k, &how, s, false, e);
     }
-    if (!status)
-        status = f->eval(f->ctx, &whole, &signal, s->logp, s->slope, loss, e);
+    if (status)
+        return status;
+    share_logprobs(l, s);
+    status = f->eval(f->ctx, &whole, &signal, s->logp, s->slope, loss, e);
     if (!status && once)
         return op_model_backward(l->model, l->pass, s->slope, e);
-    for (int32_t k = 0; !status && k < l->pack.n_parts; k++) {
-        op_how how = how_to_learn(l, k, true);
-        status = run_part(l, k, &how, s, true, e);
-    }
-    return status;
+    return status ? status : learn_parts(l, s, e);
 }
 
 op_status op_learner_gradient(op_learner *l, const op_item *items, size_t n, op_step_stats *stats, op_error *e)
@@ -161,25 +203,58 @@ op_status op_learner_gradient(op_learner *l, const op_item *items, size_t n, op_
     return status;
 }
 
+/* AdamW on what this rank owns of one chunk. */
+static void update_span(op_learner *l, op_span own, op_adamw how)
+{
+    const op_params *p = &l->params;
+    size_t last = own.first + own.n;
+    for (size_t i = 0; i < p->n_table;) { /* neighbours with the same decay go together */
+        size_t first = p->table[i].offset, end = first;
+        bool decay = p->table[i].decay;
+        for (; i < p->n_table && p->table[i].decay == decay && p->table[i].offset == end; i++)
+            end += p->table[i].n;
+        first = first > own.first ? first : own.first;
+        end = end < last ? end : last;
+        if (first >= end)
+            continue;
+        size_t at = own.local + (first - own.first);
+        how.weight_decay = decay ? (float)l->options.weight_decay : 0;
+        l->ops->adamw(end - first, p->values + first, p->grads + first, l->m + at, l->v + at, &how);
+    }
+}
+
+static double grad_norm(op_learner *l)
+{
+    double own = 0;
+    for (size_t c = 0; c < l->shard.n_chunks; c++) {
+        op_span x = op_shard_span(&l->shard, c);
+        own += l->ops->sum_squares(x.n, l->params.grads + x.first);
+    }
+    return sqrt(op_parallel_total(l->options.parallel, own));
+}
+
+/* What each rank has updated goes to the others while it updates the next. */
+static void update_shards(op_learner *l, op_adamw how)
+{
+    op_shard_share_begin(&l->shard, l->params.values);
+    for (size_t c = l->shard.n_chunks; c-- > 0;) {
+        update_span(l, op_shard_span(&l->shard, c), how);
+        op_shard_ready(&l->shard, c * l->shard.chunk);
+    }
+    op_shard_end(&l->shard);
+}
+
 op_status op_learner_update(op_learner *l, double lr, op_step_stats *stats, op_error *e)
 {
     const op_learner_options *o = &l->options;
-    const op_params *p = &l->params;
-    double norm = sqrt(l->ops->sum_squares(p->n, p->grads));
+    double norm = grad_norm(l);
     stats->grad_norm = norm;
     if (!isfinite(norm))
         return op_error_set(e, OP_ERR_ARG, "the gradient of step %lld is not finite: lower the learning rate", (long long)l->steps + 1);
     double scale = o->max_grad_norm > 0 && norm > o->max_grad_norm ? o->max_grad_norm / norm : 1;
     op_adamw how = {.lr = (float)lr, .beta1 = (float)o->beta1, .beta2 = (float)o->beta2, .eps = (float)o->eps,
                     .grad_scale = (float)scale, .step = l->steps + 1};
-    for (size_t i = 0; i < p->n_table;) { /* neighbours with the same decay go together */
-        size_t first = p->table[i].offset, end = first;
-        bool decay = p->table[i].decay;
-        for (; i < p->n_table && p->table[i].decay == decay && p->table[i].offset == end; i++)
-            end += p->table[i].n;
-        how.weight_decay = decay ? (float)o->weight_decay : 0;
-        l->ops->adamw(end - first, p->values + first, p->grads + first, l->m + first, l->v + first, &how);
-    }
+    update_shards(l, how);
     l->steps++;
     return op_model_updated(l->model, e);
 }
@@ -201,10 +276,11 @@ op_status op_learner_evaluate(op_learner *l, const op_item *items, size_t n, op_
         scratch s;
         if (!status)
             status = scratch_new(&s, &l->pack, e);
-        for (int32_t k = 0; !status && k < l->pack.n_parts; k++)
+        for (int32_t k = first_part(l); !status && k < l->pack.n_parts; k = next_part(l, k))
             status = run_part(l, k, &how, &s, false, e);
         if (status)
             return status;
+        share_logprobs(l, &s);
         for (int32_t t = 0; t < l->pack.n_tokens; t++) {
             double w = l->pack.weight[t];
             if (w > 0) {
@@ -244,13 +320,15 @@ op_status op_learner_logprobs(op_learner *l, op_model *other, const op_item *ite
     status = op_pack_build(&l->pack, items, n, &packing, e);
     if (!status)
         status = scratch_new(&s, &l->pack, e);
-    for (int32_t k = 0; !status && k < l->pack.n_parts; k++) {
+    for (int32_t k = first_part(l); !status && k < l->pack.n_parts; k = next_part(l, k)) {
         op_batch b = op_pack_part(&l->pack, k);
         int32_t at = l->pack.parts[k].token;
         status = op_model_forward(m, pass, &b, &(op_how){0}, e);
         if (!status)
             status = op_model_logprobs(m, pass, s.want + at, NULL, s.logp + at, e);
     }
+    if (!status)
+        share_logprobs(l, &s);
     if (!status)
         to_items(&l->pack, s.logp, logp);
     if (other)

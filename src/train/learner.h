@@ -6,6 +6,7 @@
 
 #include "ops/ops.h"
 #include "train/pack.h"
+#include "train/parallel.h"
 
 struct op_learner {
     op_model *model; /* borrowed */
@@ -15,7 +16,8 @@ struct op_learner {
     op_pack pack;
     op_pack_options packing;
     op_params params;
-    float *m, *v; /* [params.n] AdamW's moments */
+    op_shard shard; /* what this rank owns of the parameters */
+    float *m, *v; /* [shard.own] AdamW's moments */
     int64_t steps;
 };
 

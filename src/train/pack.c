@@ -150,6 +150,32 @@ static int32_t first_fit(const op_item *items, const uint32_t *order, size_t n, 
     return bins;
 }
 
+/* Puts each item into the emptiest of so many bins; false if that overfills one. */
+static bool level(const op_item *items, const uint32_t *order, size_t n, int32_t block, int32_t bins, int32_t *bin, int32_t *load)
+{
+    memset(load, 0, (size_t)bins * sizeof *load);
+    for (size_t k = 0; k < n; k++) {
+        uint32_t i = order[k];
+        int32_t at = 0;
+        for (int32_t b = 1; b < bins; b++)
+            at = load[b] < load[at] ? b : at;
+        if (load[at] && items[i].n > block - load[at])
+            return false;
+        load[at] += items[i].n;
+        bin[i] = at;
+    }
+    return true;
+}
+
+/* Equally full bins, a multiple of `ranks`; as many as items leave none too full. */
+static int32_t level_fit(const op_item *items, const uint32_t *order, size_t n, int32_t block, int32_t ranks, int32_t *bin, int32_t *load)
+{
+    int32_t bins = (first_fit(items, order, n, block, bin, load) + ranks - 1) / ranks * ranks;
+    while (!level(items, order, n, block, bins, bin, load))
+        bins += ranks;
+    return bins;
+}
+
 op_status op_pack_build(op_pack *p, const op_item *items, size_t n, const op_pack_options *o, op_error *e)
 {
     op_arena arena = p->arena;
@@ -160,7 +186,8 @@ op_status op_pack_build(op_pack *p, const op_item *items, size_t n, const op_pac
         return status;
     uint32_t *order = op_arena_alloc(&p->arena, n * sizeof *order), *members = op_arena_alloc(&p->arena, n * sizeof *members);
     int32_t *context = op_arena_alloc(&p->arena, n * sizeof *context), *bin = op_arena_alloc(&p->arena, n * sizeof *bin);
-    int32_t *room = op_arena_alloc(&p->arena, n * sizeof *room);
+    int32_t ranks = o->ranks > 1 ? o->ranks : 1, bins;
+    int32_t *room = op_arena_alloc(&p->arena, (n + (size_t)ranks) * sizeof *room);
     if (!order || !members || !context || !bin || !room)
         return op_error_set(e, OP_ERR_NOMEM, "out of memory for packing %zu items", n);
     for (size_t i = 0; i < n; i++) {
@@ -171,17 +198,19 @@ op_status op_pack_build(op_pack *p, const op_item *items, size_t n, const op_pac
         context[i] = c;
     }
     qsort_r(order, n, sizeof *order, longest_first, (void *)items);
-    p->n_parts = first_fit(items, order, n, o->block_tokens, bin, room);
+    bins = ranks > 1 ? level_fit(items, order, n, o->block_tokens, ranks, bin, room) : first_fit(items, order, n, o->block_tokens, bin, room);
 
     builder b = {.pack = p, .items = items, .context = context, .adapter = o->adapter,
                  .share_min = o->share_min > 0 ? o->share_min : INT32_MAX};
-    for (int32_t k = 0; k < p->n_parts; k++) {
+    for (int32_t k = 0; k < bins; k++) {
         size_t count = 0;
         for (size_t i = 0; i < n; i++)
             if (bin[i] == k)
                 members[count++] = (uint32_t)i;
+        if (!count)
+            continue;
         qsort_r(members, count, sizeof *members, by_context, &b);
-        b.part = &p->parts[k];
+        b.part = &p->parts[p->n_parts++];
         *b.part = (op_part){.token = p->n_tokens, .seq = p->n_seqs};
         add_tree(&b, members, count, 0, -1);
     }

@@ -1,6 +1,7 @@
 /* train/pack.h: items of a step packed into micro-batches.
  *
- * Whole items go into parts of at most block_tokens tokens (first fit, longest first: Johnson 1973). Within a part, items that begin alike become a tree:
+ * Whole items go into parts of at most block_tokens tokens (first fit, longest first: Johnson 1973), or for several ranks into equally full ones, a
+ * multiple of the ranks (longest first into the emptiest: Graham 1969). Within a part, items that begin alike become a tree:
  * each common beginning of context tokens is one sequence, and what follows are its children. Only context (weight 0) is shared, so a token that
  * carries a signal belongs to exactly one item. Packed items cannot see each other. */
 #ifndef OP_TRAIN_PACK_H
@@ -33,6 +34,7 @@ typedef struct op_pack {
 typedef struct op_pack_options {
     int32_t block_tokens, share_min; /* as in op_learner_options */
     int32_t adapter;                 /* of every sequence */
+    int32_t ranks;                   /* parts are to keep this many busy for equally long; 0 or 1: as few parts as possible */
 } op_pack_options;
 
 void op_pack_init(op_pack *p);

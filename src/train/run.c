@@ -15,6 +15,7 @@
 #include "ops/ops.h"
 #include "train/checkpoint.h"
 #include "train/journal.h"
+#include "train/parallel.h"
 
 typedef struct run {
     const op_train_options *o;
@@ -24,6 +25,8 @@ typedef struct run {
     op_learner *learner;
     op_run_state state;
     json_t *identity;
+    op_parallel *parallel;
+    bool writes;        /* this is rank 0 */
     op_journal journal;
     char *checkpoints;  /* directory */
     op_item *step_items; /* [sequences] */
@@ -109,10 +112,10 @@ static op_status write_environment(const run *r, op_error *e)
     const op_model_config *c = op_model_get_config(r->model);
     char *path = op_path_join(r->o->dir, "env.json");
     json_t *root = json_pack(
-        "{ss ss s{ss ss ss} ss ss ss ss si sI sI so so s{ss si si si sI sI} sO}", "operant", OPERANT_VERSION, "compiler", __VERSION__, "libraries",
+        "{ss ss s{ss ss ss} ss ss ss ss si si sI sI so so s{ss si si si sI sI} sO}", "operant", OPERANT_VERSION, "compiler", __VERSION__, "libraries",
         "jansson", JANSSON_VERSION, "libsodium", op_hash_version(), "zlib", op_zip_version(), "simd", op_ops_simd(),
         "product_isa", op_ops_product_isa(), "backend", m->backend ? m->backend : "cpu", "dtype", op_dtype_name(m->act), "threads",
-        op_threads(), "seed", (json_int_t)r->o->seed, "steps", (json_int_t)r->o->schedule.total, "data", count_tokens(r->items, r->n),
+        op_threads(), "ranks", op_parallel_size(r->parallel), "seed", (json_int_t)r->o->seed, "steps", (json_int_t)r->o->schedule.total, "data", count_tokens(r->items, r->n),
         "held_out", count_tokens(r->held, r->n_held), "model", "family", op_family_name(c->family), "layers", (int)c->layers, "width",
         (int)c->width, "vocab", (int)c->vocab, "parameters", (json_int_t)op_model_count(r->model), "parameters_trained",
         (json_int_t)op_model_params(r->model).n, "identity", r->identity);
@@ -168,10 +171,28 @@ static op_status resume(run *r, op_error *e)
     size_t n = strlen(r->checkpoints);
     if (!status && path && !strncmp(path, r->checkpoints, n) && path[n] == '/')
         r->saved = r->state.step;
-    if (!status)
+    if (!status && r->writes)
         status = op_checkpoint_forget(r->checkpoints, path ? r->state.step : -1, e);
     op_free(newest);
     return status;
+}
+
+/* Whatever differs between ranks would make one of them learn something else. */
+static op_status check_ranks(run *r, op_error *e)
+{
+    char *text = json_dumps(r->identity, JSON_SORT_KEYS), step[32];
+    snprintf(step, sizeof step, "%lld", (long long)r->state.step);
+    op_status status = text ? op_parallel_same(r->parallel, text, "their settings, data or model", e) : no_memory(e);
+    op_free(text);
+    return status ? status : op_parallel_same(r->parallel, step, "the checkpoint that they found: they must see the same output_dir", e);
+}
+
+static op_status open_directory(run *r, op_error *e)
+{
+    op_status status = r->o->config ? write_text(r->o->dir, "config.yaml", r->o->config, e) : OP_OK;
+    if (!status)
+        status = write_environment(r, e);
+    return status ? status : op_journal_open(&r->journal, r->o->dir, r->state.step ? r->state.step : -1, e);
 }
 
 static op_status begin(run *r, op_error *e)
@@ -181,17 +202,13 @@ static op_status begin(run *r, op_error *e)
         status = allocate(r, e);
     if (!status)
         status = make_identity(r, e);
-    if (!status)
+    if (!status && r->writes)
         status = op_dir_make(r->checkpoints, e);
     if (!status)
         status = resume(r, e);
-    if (!status && r->o->config)
-        status = write_text(r->o->dir, "config.yaml", r->o->config, e);
     if (!status)
-        status = write_environment(r, e);
-    if (!status)
-        status = op_journal_open(&r->journal, r->o->dir, r->state.step ? r->state.step : -1, e);
-    return status;
+        status = check_ranks(r, e);
+    return !status && r->writes ? open_directory(r, e) : status;
 }
 
 static void end(run *r)
@@ -247,8 +264,9 @@ static op_status evaluate(run *r, op_error *e)
         return status;
     if (!isfinite(r->state.last.loss))
         return op_error_set(e, OP_ERR_ARG, "the held-out loss after step %lld is %g", (long long)r->state.step, r->state.last.loss);
-    status = op_journal_add(&r->journal, json_pack("{sI sf sf}", "step", (json_int_t)r->state.step, "eval_loss", r->state.last.loss,
-                                                   "eval_perplexity", fmin(r->state.last.perplexity, 1e30)), e);
+    if (r->writes)
+        status = op_journal_add(&r->journal, json_pack("{sI sf sf}", "step", (json_int_t)r->state.step, "eval_loss", r->state.last.loss,
+                                                       "eval_perplexity", fmin(r->state.last.perplexity, 1e30)), e);
     report(r, true);
     return status;
 }
@@ -267,6 +285,8 @@ static op_status log_step(run *r, const op_step_stats *s, double seconds, op_err
 {
     r->sum_loss += s->loss * s->weight;
     r->sum_weight += s->weight;
+    if (!r->writes)
+        return OP_OK;
     if (r->state.step % r->o->log_steps && r->state.step != r->o->schedule.total)
         return OP_OK;
     json_t *line = json_pack("{sI sf sf sf sf sI sI si sf sf}", "step", (json_int_t)r->state.step, "epoch",
@@ -315,7 +335,7 @@ static bool ends_epoch(const run *r)
 
 static bool stopped(const run *r)
 {
-    return r->o->callbacks.stop && *r->o->callbacks.stop;
+    return op_parallel_any(r->parallel, r->o->callbacks.stop && *r->o->callbacks.stop);
 }
 
 static op_status train(run *r, op_error *e)
@@ -346,6 +366,7 @@ op_status op_train_run(op_model *m, const op_train_options *o, const op_item *it
     const op_evaluation none = {.loss = NAN, .perplexity = NAN};
     *result = (op_train_result){.loss = NAN, .first = none, .last = none};
     run r = {.o = o, .model = m, .items = items, .held = held, .n = n, .n_held = n_held, .result = result,
+             .parallel = o->learner.parallel, .writes = op_parallel_rank(o->learner.parallel) == 0,
              .state = {.first = none, .last = none}, .journal = {-1, -1}, .progress = {.loss = NAN, .lr = NAN, .grad_norm = NAN}};
     op_status status = begin(&r, e);
     if (!status)
