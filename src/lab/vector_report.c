@@ -60,7 +60,7 @@ static const measure measures[] = {
      "%.1f%%", 100, 0, 1},
 };
 
-static void number(char room[32], const measure *m, double x)
+static void number(char *room, const measure *m, double x)
 {
     snprintf(room, 32, m->format, m->scale * x);
     if (!isfinite(x))
@@ -126,7 +126,7 @@ static void parts(op_page *p, const vectors *v, const char *key, const char *hea
     size_t pairs = v->n * (v->n - 1) / 2, i;
     double cell = fmin(88, (OP_SVG_WIDTH - LEFT - 8) / (double)pairs);
     json_t *part;
-    char name[LABEL], other[LABEL], of[LABEL], text[32], title[200];
+    char name[LABEL], other[LABEL], of[LABEL], text[64], title[200];
     op_page_put(p, "<h3>%s</h3>\n<figure>\n", heading);
     op_svg_begin(p, TOP + ROW * (int)json_array_size(list) + 8, heading);
     json_array_foreach((json_t *)list, i, part) {
