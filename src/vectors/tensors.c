@@ -532,8 +532,10 @@ static op_status copy_config(const char *from, const char *dir, op_dtype dtype, 
     op_status s = source && target ? OP_OK : no_memory(dir, e);
     if (!s && op_path_exists(source)) {
         s = op_json_read(&j, source, e);
-        if (!s && (json_object_set_new(j, "dtype", json_string(type)) || json_object_set_new(j, "torch_dtype", json_string(type))))
+        if (!s && !json_is_object(j))
             s = op_error_set(e, OP_ERR_FORMAT, "%s: found %s, expected an object", source, op_json_kind(j));
+        if (!s && (json_object_set_new(j, "dtype", json_string(type)) || json_object_set_new(j, "torch_dtype", json_string(type))))
+            s = no_memory(source, e);
         if (!s)
             s = op_json_write(target, j, e);
     }
