@@ -232,7 +232,7 @@ static void rows(const op_ops *ops)
     op_free_aligned(dlogits);
     size_t n = (size_t)V * C;
     float *p = memory(n * 4), *grad = memory(n * 4), *m = memory(n * 4), *v = memory(n * 4);
-    op_adamw o = {1e-3f, 0.9f, 0.95f, 1e-8f, 0.1f, 1, 10};
+    op_adamw o = {1e-3f, 0.9f, 0.95f, 1e-8f, 0.1f, 1, 10, 0};
     TIME(t, ops->adamw(n, p, grad, m, v, &o));
     row_line("adamw", 28.0 * (double)n, t);
     volatile double sum;
