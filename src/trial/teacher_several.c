@@ -5,8 +5,9 @@
  *     schedule  as in operant/reinforce.h; default continuous. A success is what op_teacher_success calls one, of this teacher's feedback alone;
  *               on a probe it is silent; a jackpot multiplies its reward
  *     wrong     share of its marks that are turned around, 0 .. 1; default 0: how much does a careless teacher harm?
- * They speak in their order; their rewards add up, and so do their marks. The tag "verdict" of a trial says whether all of them found it a success, also
- * those that their schedules kept silent. */
+ * They speak in their order; their rewards add up, and so do their marks. The tag "verdict" of a trial says whether all that reward it found it a success, also
+ * those that their schedules kept silent; where none rewards, whether all did. (Marks beside a reward help to find the way: a marker that clicks at a wrong
+ * place has not made a success a failure.) */
 #include "trial/teachers.h"
 
 #include <string.h>
@@ -66,8 +67,12 @@ static op_status bare_copy(op_trial *out, const op_trial *t, op_error *e)
     return op_trial_copy(out, &bare, e);
 }
 
-/* *success stays true only if this teacher found nothing wrong either, whether it is heard or not. */
-static op_status teach_one(several *v, int i, op_trial *t, bool asked, bool *success, op_error *e)
+/* What they think of a trial, whether they are heard or not: those that reward it, and the others. */
+typedef struct opinions {
+    bool rewarded, success, approved;
+} opinions;
+
+static op_status teach_one(several *v, int i, op_trial *t, bool asked, opinions *o, op_error *e)
 {
     member *m = &v->member[i];
     op_trial copy, *told = &copy;
@@ -76,7 +81,8 @@ static op_status teach_one(several *v, int i, op_trial *t, bool asked, bool *suc
         return s;
     s = m->teacher->teach(m->teacher, &told, 1, e);
     double size = 1;
-    *success = *success && op_teacher_success(&copy);
+    o->rewarded |= copy.has_reward;
+    *(copy.has_reward ? &o->success : &o->approved) &= op_teacher_success(&copy);
     if (!s && (asked || op_reinforce_next(m->schedule, op_teacher_success(&copy), &size) == OP_FEEDBACK)) {
         turn_around(v, i, m, &copy, 0);
         s = hand_over(t, &copy, size, m->teacher->name, e);
@@ -90,10 +96,10 @@ static op_status teach(op_teacher *teacher, op_trial *const *trials, size_t n, o
     several *v = teacher->ctx;
     op_status s = OP_OK;
     for (size_t k = 0; !s && k < n; k++) {
-        bool success = true;
+        opinions o = {.success = true, .approved = true};
         for (int i = 0; !s && i < v->n; i++)
-            s = teach_one(v, i, trials[k], teacher->asked, &success, e);
-        if (!s && json_object_set_new(trials[k]->tags, "verdict", json_boolean(success)))
+            s = teach_one(v, i, trials[k], teacher->asked, &o, e);
+        if (!s && json_object_set_new(trials[k]->tags, "verdict", json_boolean(o.rewarded ? o.success : o.approved)))
             s = op_error_set(e, OP_ERR_NOMEM, "%s: out of memory", name);
     }
     return s;

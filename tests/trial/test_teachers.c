@@ -370,6 +370,30 @@ static void each_of_several_teachers_keeps_its_own_schedule(void **state)
     op_teacher_close(teacher);
 }
 
+static void a_mark_beside_a_reward_does_not_decide_about_success(void **state)
+{
+    (void)state;
+    static const char click[] = "{\"teacher\":{\"type\":\"rules\",\"name\":\"click\",\"rules\":[{\"name\":\"odd\",\"pattern\":\"odd\",\"mark\":-1}]}}",
+                      food[] = ",{\"teacher\":{\"type\":\"rules\",\"name\":\"food\",\"otherwise\":0,\"rules\":[{\"name\":\"good\",\"pattern\":\"good\",\"reward\":1}]},"
+                               "\"schedule\":\"none\"}";
+    static const struct {
+        const char *more, *says;
+        bool success;
+    } cases[] = {{food, "a good odd word", true}, {food, "an odd word", false}, {"", "a good odd word", false}, {"", "a good word", true}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char settings[512];
+        snprintf(settings, sizeof settings, "{\"type\":\"several\",\"teachers\":[%s%s]}", click, cases[i].more);
+        op_teacher *teacher = open_as(settings);
+        op_trial t;
+        say(&t, cases[i].says, true);
+        ask(teacher, &t);
+        assert_false(t.has_reward); /* kept back, and yet: */
+        assert_int_equal(json_is_true(json_object_get(t.tags, "verdict")), cases[i].success);
+        op_trial_release(&t);
+        op_teacher_close(teacher);
+    }
+}
+
 static void a_careless_teacher_turns_its_share_of_marks_around_and_resumes(void **state)
 {
     (void)state;
@@ -444,6 +468,7 @@ int main(void)
         cmocka_unit_test(a_line_longer_than_a_pipe_passes_both_ways),
         cmocka_unit_test(a_program_that_fails_is_an_error_that_names_it),
         cmocka_unit_test(each_of_several_teachers_keeps_its_own_schedule),
+        cmocka_unit_test(a_mark_beside_a_reward_does_not_decide_about_success),
         cmocka_unit_test(a_careless_teacher_turns_its_share_of_marks_around_and_resumes),
         cmocka_unit_test(every_failed_allocation_comes_back_and_leaks_nothing),
     };
