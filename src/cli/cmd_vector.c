@@ -91,12 +91,13 @@ static bool read_vectors(desk *d, const cli_args *a)
 
 static bool watch(void *ctx, size_t done, size_t total)
 {
-    const desk *d = ctx;
+    desk *d = ctx;
     char room[32];
+    d->began = d->began > 0 ? d->began : cli_now(); /* not before: hashing a base comes first */
     double spent = cli_now() - d->began;
     bool last = done == total;
-    if (spent > 1) /* what is quick needs no telling */
-        cli_progress(last, "%s: %zu of %zu tensors%s%s", d->doing, done, total, last ? "" : ", left ", last ? "" : cli_eta(done ? spent / (double)done * (double)(total - done) : NAN, room));
+    if (spent > 1 && done) /* what is quick needs no telling */
+        cli_progress(last, "%s: %zu of %zu tensors%s%s", d->doing, done, total, last ? "" : ", left ", last ? "" : cli_eta(spent / (double)done * (double)(total - done), room));
     return !cli_stop;
 }
 
@@ -162,7 +163,7 @@ static void print_info(const json_t *j)
         printf("  model     %s  sha256 %s\n", text(j, "model", "path"), text(j, "model", "sha256"));
     printf("  tensors   %.0f with %.0f elements\n  norm      %.6g", number(j, "tensors"), number(j, "elements"), number(j, "norm"));
     if (relative)
-        printf(", %.3g%% of the base's", 100 * number(j, "relative"));
+        printf(", %.3g%% of that of the same tensors of the base", 100 * number(j, "relative"));
     printf("\n  largest   %.4g\n  zeros     %.2f%%; the largest 1%% of the elements hold %.1f%% of the energy\n", number(j, "max"), 100 * number(j, "zeros"),
            100 * number(j, "concentration"));
     print_groups(json_object_get(j, "kinds"), "kind", relative);
@@ -298,7 +299,7 @@ static int run(const cli_command *c, int argc, char **argv)
     static const op_dtype types[] = {OP_DTYPE_COUNT, OP_F32, OP_BF16, OP_F16};
     options o;
     cli_args a = cli_parse(c, &o, argc, argv);
-    desk d = {.c = c, .o = &o, .json = a.json, .began = cli_now()};
+    desk d = {.c = c, .o = &o, .json = a.json};
     const struct action *x = NULL;
     for (int i = 0; i < ACTIONS && a.n_words; i++)
         x = strcmp(a.words[0], actions[i].name) ? x : &actions[i];
