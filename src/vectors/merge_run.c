@@ -41,9 +41,9 @@ static op_status make_block(run *r, op_merge_job *j, int64_t first, op_error *e)
 
 static op_status start_job(run *r, op_merge_job *j, op_error *e)
 {
+    j->arena = &r->arena;
     if (r->o->watch && !r->o->watch(r->o->ctx, r->done, r->p->n_jobs))
         return op_error_set(e, OP_ERR_INTERRUPTED, "interrupted");
-    j->arena = &r->arena;
     r->first = r->n = 0;
     op_status s = op_merge_job_start(j, e);
     if (s)

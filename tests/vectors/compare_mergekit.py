@@ -159,7 +159,7 @@ def absolute(y, root):
     """Model names become paths."""
     names = {"base", "m1", "m2", "m3", "far", "head", "words"}
     if isinstance(y, dict):
-        return {k: str(root / v) if k in ("model", "base_model", "tokenizer_source", "source") and v in names and not (k in ("tokenizer_source", "source") and v == "base")
+        return {k: str(root / v) if k in ("model", "base_model", "tokenizer_source", "source") and isinstance(v, str) and v in names and not (k in ("tokenizer_source", "source") and v == "base")
                 else absolute(v, root) for k, v in y.items()}
     return [absolute(v, root) for v in y] if isinstance(y, list) else y
 
