@@ -84,25 +84,55 @@ char *op_strdup(const char *s)
 
 enum { ALIGN = 64, HUGE_BYTES = 2 << 20 };
 
-/* Whole huge pages where there are some; the rest of the last one stays small pages, so that it takes no memory that nobody asked for. */
+/* What stands before an aligned block, ALIGN bytes that keep its alignment. */
+typedef struct block {
+    void *map; /* of a block that was mapped; NULL: malloc's */
+    size_t bytes;
+} block;
+
+static void *remember(void *p, block b)
+{
+    memcpy((char *)p - ALIGN, &b, sizeof b);
+    return p;
+}
+
+/* A mapped block is zero without being written, and a page of it becomes memory when the first thread that needs it touches it. Whole huge pages where
+ * there are some; the rest of the last one stays small pages, so that it takes no memory that nobody asked for. */
+static void *map_block(size_t bytes)
+{
+    size_t room = bytes + HUGE_BYTES + ALIGN;
+    char *map = mmap(NULL, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (map == MAP_FAILED)
+        return NULL;
+    char *p = map + ALIGN + (HUGE_BYTES - ((uintptr_t)map + ALIGN) % HUGE_BYTES) % HUGE_BYTES;
+    madvise(p, bytes / HUGE_BYTES * HUGE_BYTES, MADV_HUGEPAGE);
+    return remember(p, (block){map, room});
+}
+
 void *op_alloc_aligned(size_t bytes)
 {
-    if (!may_allocate() || bytes > SIZE_MAX - HUGE_BYTES)
+    if (!may_allocate() || bytes > SIZE_MAX - 2 * HUGE_BYTES)
         return NULL;
-    size_t align = bytes >= HUGE_BYTES ? HUGE_BYTES : ALIGN;
-    size_t rounded = (bytes + ALIGN - 1) / ALIGN * ALIGN;
-    void *p = NULL;
-    if (posix_memalign(&p, align, rounded ? rounded : ALIGN))
+    if (bytes >= HUGE_BYTES)
+        return map_block(bytes);
+    size_t room = ALIGN + (bytes + ALIGN - 1) / ALIGN * ALIGN;
+    char *p = aligned_alloc(ALIGN, room);
+    if (!p)
         return NULL;
-    if (align == HUGE_BYTES)
-        madvise(p, rounded / HUGE_BYTES * HUGE_BYTES, MADV_HUGEPAGE);
-    memset(p, 0, rounded);
-    return p;
+    memset(p, 0, room);
+    return remember(p + ALIGN, (block){0});
 }
 
 void op_free_aligned(void *p)
 {
-    free(p);
+    if (!p)
+        return;
+    block b;
+    memcpy(&b, (char *)p - ALIGN, sizeof b);
+    if (b.map)
+        munmap(b.map, b.bytes);
+    else
+        free((char *)p - ALIGN);
 }
 
 struct op_arena_chunk {

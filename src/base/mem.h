@@ -23,7 +23,7 @@ char *op_strdup(const char *s);
 bool op_grow(void *array, size_t n, size_t *cap, size_t size);
 char *op_strndup(const char *s, size_t n);
 
-/* 64-byte aligned, zeroed; large blocks ask for huge pages. Freed with op_free_aligned. */
+/* 64-byte aligned, zeroed. Blocks from 2 MiB on start at a huge page, and take memory only where they are touched. Freed with op_free_aligned. */
 void *op_alloc_aligned(size_t bytes);
 void op_free_aligned(void *p);
 

@@ -104,6 +104,28 @@ static void sha256_of_abc_is_the_published_one(void **state)
     assert_string_equal(hex, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
 }
 
+static void aligned_blocks_of_every_size_are_zero_wherever_one_looks(void **state)
+{
+    (void)state;
+    static const size_t sizes[] = {0, 1, 64, 65, 4096, (2 << 20) - 1, 2 << 20, (2 << 20) + 1, (5 << 20) + 77};
+    enum { SIZES = sizeof sizes / sizeof *sizes };
+    for (int round = 0; round < 2; round++) { /* the second one may get what the first one left */
+        unsigned char *blocks[SIZES];
+        for (int i = 0; i < SIZES; i++) {
+            blocks[i] = op_alloc_aligned(sizes[i]);
+            assert_non_null(blocks[i]);
+            assert_int_equal((uintptr_t)blocks[i] % (sizes[i] < 2 << 20 ? 64 : 2 << 20), 0);
+            for (size_t k = 0; k < sizes[i]; k++)
+                if (blocks[i][k])
+                    fail_msg("byte %zu of %zu is %d", k, sizes[i], blocks[i][k]);
+            memset(blocks[i], 255, sizes[i]);
+        }
+        for (int i = 0; i < SIZES; i++)
+            op_free_aligned(blocks[i]);
+    }
+    op_free_aligned(NULL);
+}
+
 static void an_arena_hands_out_aligned_memory_and_merges_after_growth(void **state)
 {
     (void)state;
@@ -194,6 +216,7 @@ int main(void)
         cmocka_unit_test(sha256_of_abc_is_the_published_one),
         cmocka_unit_test(a_hash_of_parts_is_that_of_the_whole),
         cmocka_unit_test(the_clock_goes_forward_and_memory_is_counted_in_mib),
+        cmocka_unit_test(aligned_blocks_of_every_size_are_zero_wherever_one_looks),
         cmocka_unit_test(an_arena_hands_out_aligned_memory_and_merges_after_growth),
         cmocka_unit_test(an_error_keeps_its_code_through_a_prefix),
         cmocka_unit_test(the_log_goes_to_the_callback_alone),
