@@ -52,8 +52,12 @@ const op_option op_stage_table[] = {
     {"lesson.constant_length", OP_OPTION_FLOAT, LESSON(constant_length), "0", 0, 1e9, NULL, "the loss is divided by trials times this; 0: by the tokens with an advantage"},
     {"lesson.per_sequence_mean", OP_OPTION_BOOL, LESSON(per_sequence_mean), "false", 0, 0, NULL, "a mean over each response first, as GRPO does"},
     {"lesson.preference", OP_OPTION_CHOICE, LESSON(preference), "dpo", 0, 0, "dpo|ipo|hinge", "loss of a preferred pair"},
-    {"lesson.beta", OP_OPTION_FLOAT, LESSON(beta), "0.1", 0, 1e6, NULL, "of preferences"},
+    {"lesson.beta", OP_OPTION_FLOAT, LESSON(beta), "0.1", 0, 1e6, NULL, "of preferences and KTO"},
     {"lesson.preference_weight", OP_OPTION_FLOAT, LESSON(preference_weight), "1", 0, 1e6, NULL, "of the preference term"},
+    {"lesson.preference_mean", OP_OPTION_BOOL, LESSON(preference_mean), "false", 0, 0, NULL, "a pair's log-ratios are means over tokens, not sums"},
+    {"lesson.kto_weight", OP_OPTION_FLOAT, LESSON(kto_weight), "1", 0, 1e6, NULL, "of the term of answers judged alone (KTO)"},
+    {"lesson.desirable", OP_OPTION_FLOAT, LESSON(desirable), "1", 0, 1e6, NULL, "KTO's weight of desirable answers"},
+    {"lesson.undesirable", OP_OPTION_FLOAT, LESSON(undesirable), "1", 0, 1e6, NULL, "and of undesirable ones"},
     {"lesson.imitation_weight", OP_OPTION_FLOAT, LESSON(imitation_weight), "1", 0, 1e6, NULL, "of what is learned as it is"},
     {"lesson.unlikelihood", OP_OPTION_BOOL, LESSON(unlikelihood), "false", 0, 0, NULL, "negative weights of imitation teach -log(1 - p) instead"},
     {0},
@@ -252,10 +256,6 @@ static op_status read_stage(op_protocol *p, op_stage_plan *plan, const json_t *o
         status = (s->name = op_strdup(s->method->name)) ? OP_OK : no_memory(e);
     if (status)
         return status;
-    const op_lesson_options usual = op_lesson_defaults(); /* what has no key of its own */
-    s->lesson.desirable = usual.desirable;
-    s->lesson.undesirable = usual.undesirable;
-    s->lesson.kto_weight = usual.kto_weight;
     s->lr = s->lr > 0 ? s->lr : p->o.trainee.learning_rate;
     s->sampling = (op_sampling){.temperature = s->temperature, .top_k = (int32_t)s->top_k, .top_p = s->top_p, .min_p = s->min_p,
                                 .repetition_penalty = s->repetition_penalty, .max_tokens = (int32_t)s->max_tokens};

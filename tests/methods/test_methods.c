@@ -52,7 +52,7 @@ static void reward_even(op_trial *t)
 static void every_kind_of_pair_and_each_loss_raises_the_better_answer(void **state)
 {
     (void)state;
-    static const char *const kinds[] = {"best_worst", "all", "judged", "best_worst, lesson.preference: ipo", "best_worst, lesson.preference: hinge"};
+    static const char *const kinds[] = {"best_worst", "all", "judged", "judged, lesson.desirable: 2, lesson.undesirable: 0.5", "best_worst, lesson.preference: ipo", "best_worst, lesson.preference: hinge"};
     world_teach = reward_even;
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
         char stage[256];
@@ -62,6 +62,14 @@ static void every_kind_of_pair_and_each_loss_raises_the_better_answer(void **sta
             fail_msg("%s: from %g to %g", kinds[i], even_probability("model"), even_probability("pairs"));
         assert_ok(op_path_remove(in_dir("pairs"), e));
     }
+}
+
+static void a_term_of_no_weight_teaches_nothing(void **state)
+{
+    (void)state;
+    world_teach = reward_even;
+    run("weightless", "method: preference, pairs: judged, lesson.kto_weight: 0, rounds: 5, prompts: 8, group: 4, max_tokens: 2, lr: 2e-2");
+    assert_true(even_probability("weightless") == even_probability("model"));
 }
 
 /* ---- the reference ---- */
@@ -446,6 +454,7 @@ int main(void)
         cmocka_unit_test(the_scalar_baseline_learns_the_reward_whatever_the_marks_say),
         cmocka_unit_test(marks_alone_raise_what_they_stand_on_and_more_where_they_were_put_than_shuffled),
         cmocka_unit_test(every_kind_of_pair_and_each_loss_raises_the_better_answer),
+        cmocka_unit_test(a_term_of_no_weight_teaches_nothing),
         cmocka_unit_test(a_reference_is_the_words_and_the_end_token_and_its_sentences_are_its_steps),
         cmocka_unit_test(imitation_raises_every_token_of_the_reference_in_both_kinds_of_prompt),
         cmocka_unit_test(a_cue_without_reference_is_an_error_where_the_method_needs_one),
