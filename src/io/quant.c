@@ -23,8 +23,9 @@ static inline float half(const unsigned char *p)
     return f;
 }
 
-/* x = d (q - 8); 16 bytes of nibbles: the low ones are elements 0..15, the high ones 16..31. Likewise below. */
-static void block_q4_0(const unsigned char *b, float *x)
+/* restrict: without it nothing below becomes SIMD, since bytes may alias anything.
+ * x = d (q - 8); 16 bytes of nibbles: the low ones are elements 0..15, the high ones 16..31. Likewise below. */
+static void block_q4_0(const unsigned char *restrict b, float *restrict x)
 {
     float d = half(b);
     for (int i = 0; i < 16; i++) {
@@ -34,7 +35,7 @@ static void block_q4_0(const unsigned char *b, float *x)
 }
 
 /* x = d q + m */
-static void block_q4_1(const unsigned char *b, float *x)
+static void block_q4_1(const unsigned char *restrict b, float *restrict x)
 {
     float d = half(b), m = half(b + 2);
     for (int i = 0; i < 16; i++) {
@@ -44,7 +45,7 @@ static void block_q4_1(const unsigned char *b, float *x)
 }
 
 /* The fifth bits of the 32 elements stand together. */
-static void block_q5_0(const unsigned char *b, float *x)
+static void block_q5_0(const unsigned char *restrict b, float *restrict x)
 {
     float d = half(b);
     uint32_t high;
@@ -55,7 +56,7 @@ static void block_q5_0(const unsigned char *b, float *x)
     }
 }
 
-static void block_q5_1(const unsigned char *b, float *x)
+static void block_q5_1(const unsigned char *restrict b, float *restrict x)
 {
     float d = half(b), m = half(b + 2);
     uint32_t high;
@@ -66,7 +67,7 @@ static void block_q5_1(const unsigned char *b, float *x)
     }
 }
 
-static void block_q8_0(const unsigned char *b, float *x)
+static void block_q8_0(const unsigned char *restrict b, float *restrict x)
 {
     float d = half(b);
     for (int i = 0; i < 32; i++)
@@ -87,7 +88,7 @@ static void scale_and_minimum(const unsigned char *s, int group, float *scale, f
 }
 
 /* x = d scale q - dmin minimum; two groups share 32 bytes of nibbles. */
-static void block_q4_k(const unsigned char *b, float *x)
+static void block_q4_k(const unsigned char *restrict b, float *restrict x)
 {
     float d = half(b), dmin = half(b + 2);
     const unsigned char *q = b + 16;
@@ -102,7 +103,7 @@ static void block_q4_k(const unsigned char *b, float *x)
 }
 
 /* As Q4_K; bit g of high[i] is the fifth bit of element i of group g. */
-static void block_q5_k(const unsigned char *b, float *x)
+static void block_q5_k(const unsigned char *restrict b, float *restrict x)
 {
     float d = half(b), dmin = half(b + 2);
     const unsigned char *high = b + 16, *q = b + 48;
@@ -118,7 +119,7 @@ static void block_q5_k(const unsigned char *b, float *x)
 
 /* Two halves of 128: 64 bytes of nibbles, 32 bytes that each hold the upper two bits of four elements, and eight signed
  * scales, one for 16 elements. x = d scale (q - 32). */
-static void block_q6_k(const unsigned char *b, float *x)
+static void block_q6_k(const unsigned char *restrict b, float *restrict x)
 {
     float d = half(b + 208);
     for (int h = 0; h < 2; h++) {
@@ -134,14 +135,14 @@ static void block_q6_k(const unsigned char *b, float *x)
 #define BLOCKS(decode)                                                            \
     do {                                                                          \
         for (size_t i = 0; i < n / block; i++)                                    \
-            decode(b + i * op_dtype_block_bytes(type), out + i * block);          \
+            decode(b + i * step, out + i * block);                                \
         return true;                                                              \
     } while (0)
 
 bool op_dequantize(op_dtype type, const void *bytes, size_t n, float *out)
 {
     const unsigned char *b = bytes;
-    size_t block = op_dtype_block(type);
+    size_t block = op_dtype_block(type), step = op_dtype_block_bytes(type);
     switch (type) {
     case OP_F32:
         if (n)
