@@ -52,6 +52,7 @@ typedef struct op_sft_callbacks {
     void (*plan)(void *ctx, const op_sft_plan *p);            /* NULL: none; called once */
     void (*progress)(void *ctx, const op_train_progress *p);  /* NULL: none */
     const volatile int *stop; /* as in op_train_callbacks */
+    op_parallel *parallel;    /* the processes that train together, of which rank 0 saves; NULL: this one alone */
 } op_sft_callbacks;
 
 /* Runs to the end and saves the result. `callbacks` may be NULL. Stopped by `stop`, it writes a checkpoint but no result and returns OP_ERR_INTERRUPTED;

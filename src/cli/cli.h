@@ -9,6 +9,7 @@
 
 #include <operant/config.h>
 #include <operant/generate.h>
+#include <operant/parallel.h>
 #include <operant/subject.h>
 
 /* Exit codes: 0 done, 1 failed, 2 called wrongly, 130 interrupted. */
@@ -73,6 +74,13 @@ const char *cli_eta(double seconds, char room[32]);     /* "3m12s" */
 /* Set by Ctrl-C; a second Ctrl-C ends the program at once. */
 extern volatile int cli_stop;
 extern const char *cli_stop_words; /* what the first Ctrl-C prints */
+
+/* ---- one of several processes (ranks.c) ---- */
+int cli_ranks(void);                                    /* how many mpirun or srun started; 1: this one alone */
+void cli_ranks_hush(bool hush);                         /* what the arguments of all get wrong, rank 0 alone tells; stdout stays its own */
+op_status cli_ranks_join(op_parallel **out, op_error *e); /* *out NULL when alone */
+/* Ends together with the others, and them with it if it failed. Tells what *e holds and returns the exit code. */
+int cli_ranks_leave(op_parallel *p, op_status status, const op_error *e);
 
 /* ---- a model with its words ---- */
 typedef op_subject cli_subject;

@@ -16,9 +16,12 @@ static json_t *number(double x)
 static void show_plan(void *ctx, const op_sft_plan *p)
 {
     (void)ctx;
-    fprintf(stderr, "%lld of %lld parameters, %lld examples (%lld held out), %lld tokens of which %lld are learned%s, %lld steps, %s on %d threads\n",
+    char ranks[32] = "";
+    if (cli_ranks() > 1)
+        snprintf(ranks, sizeof ranks, " of each of %d ranks", cli_ranks());
+    fprintf(stderr, "%lld of %lld parameters, %lld examples (%lld held out), %lld tokens of which %lld are learned%s, %lld steps, %s on %d threads%s\n",
             (long long)p->trained_parameters, (long long)p->parameters, (long long)p->examples, (long long)p->held_out, (long long)p->tokens,
-            (long long)p->trained_tokens, p->truncated ? " (some examples were cut at max_length)" : "", (long long)p->steps, p->dtype, p->threads);
+            (long long)p->trained_tokens, p->truncated ? " (some examples were cut at max_length)" : "", (long long)p->steps, p->dtype, p->threads, ranks);
 }
 
 static void show_progress(void *ctx, const op_train_progress *p)
@@ -32,9 +35,39 @@ static void show_progress(void *ctx, const op_train_progress *p)
                  (long long)p->total, p->loss, held_out, p->tokens_per_s, cli_eta(p->eta_s, eta));
 }
 
+static op_status report(const op_sft_options *o, op_status status, op_error *e)
+{
+    if (!status)
+        return op_train_report_write(o->trainee.output_dir, e);
+    if (status == OP_ERR_INTERRUPTED) {
+        op_train_report_write(o->trainee.output_dir, NULL); /* of what there is; that it was stopped is the news */
+        fprintf(stderr, "stopped; the same command goes on from the checkpoint in \"%s\"\n", o->trainee.output_dir);
+    }
+    return status;
+}
+
+static void print_result(const op_sft_options *o, const op_train_result *r, bool json)
+{
+    if (json) {
+        json_t *j = json_pack("{ss sI so so so so so}", "output_dir", o->trainee.output_dir, "steps", (json_int_t)r->step, "loss", number(r->loss), "eval_loss_before",
+                              number(r->first.loss), "eval_loss", number(r->last.loss), "tokens_per_s", number(r->tokens_per_s), "peak_rss_mb",
+                              number(r->peak_rss_mb));
+        cli_print_json(j);
+        json_decref(j);
+        return;
+    }
+    printf("trained: %s (%lld steps, %.0f tokens/s, peak memory %.0f MB)\n", o->trainee.output_dir, (long long)r->step, r->tokens_per_s, r->peak_rss_mb);
+    if (isfinite(r->last.loss))
+        printf("held-out loss: %.4f before, %.4f after\n", r->first.loss, r->last.loss);
+    printf("report: %s/report.html\n", o->trainee.output_dir);
+}
+
 static int run(const cli_command *c, int argc, char **argv)
 {
     const char *protocol = cli_protocol_file(argc, argv);
+    cli_ranks_hush(true);
+    if (protocol && cli_ranks() > 1)
+        return cli_usage_error(c, "a protocol runs in one process, found %d: only training from data runs in several", cli_ranks());
     if (protocol)
         return cli_protocol_run(c, protocol, argc, argv);
     op_sft_options o;
@@ -43,30 +76,24 @@ static int run(const cli_command *c, int argc, char **argv)
         op_config_release(&o, c->table);
         return cli_usage_error(c, "unexpected argument \"%s\"", a.words[0]);
     }
-    op_sft_callbacks callbacks = {.plan = show_plan, .progress = show_progress, .stop = &cli_stop};
+    cli_ranks_hush(false);
+    op_sft_callbacks callbacks = {.stop = &cli_stop};
     op_train_result r = {0};
     op_error e = {0};
-    op_status status = op_sft_run(&o, &callbacks, &r, &e);
-    if (!status)
-        status = op_train_report_write(o.trainee.output_dir, &e);
-    else if (status == OP_ERR_INTERRUPTED)
-        op_train_report_write(o.trainee.output_dir, NULL); /* of what there is; that it was stopped is the news */
-    if (!status && a.json) {
-        json_t *j = json_pack("{ss sI so so so so so}", "output_dir", o.trainee.output_dir, "steps", (json_int_t)r.step, "loss", number(r.loss), "eval_loss_before",
-                              number(r.first.loss), "eval_loss", number(r.last.loss), "tokens_per_s", number(r.tokens_per_s), "peak_rss_mb",
-                              number(r.peak_rss_mb));
-        cli_print_json(j);
-        json_decref(j);
-    } else if (!status) {
-        printf("trained: %s (%lld steps, %.0f tokens/s, peak memory %.0f MB)\n", o.trainee.output_dir, (long long)r.step, r.tokens_per_s, r.peak_rss_mb);
-        if (isfinite(r.last.loss))
-            printf("held-out loss: %.4f before, %.4f after\n", r.first.loss, r.last.loss);
-        printf("report: %s/report.html\n", o.trainee.output_dir);
+    op_status status = cli_ranks_join(&callbacks.parallel, &e);
+    bool speaks = op_parallel_rank(callbacks.parallel) == 0;
+    if (speaks) {
+        callbacks.plan = show_plan;
+        callbacks.progress = show_progress;
     }
-    if (status == OP_ERR_INTERRUPTED)
-        fprintf(stderr, "stopped; the same command goes on from the checkpoint in \"%s\"\n", o.trainee.output_dir);
+    if (!status)
+        status = op_sft_run(&o, &callbacks, &r, &e);
+    if (speaks)
+        status = report(&o, status, &e);
+    if (speaks && !status)
+        print_result(&o, &r, a.json);
     op_config_release(&o, c->table);
-    return status ? cli_fail(&e) : 0;
+    return cli_ranks_leave(callbacks.parallel, status, &e);
 }
 
 const cli_command cli_train = {
@@ -78,5 +105,6 @@ const cli_command cli_train = {
     "alternatives turn its trials into lessons (docs/methods.md, docs/teachers.md); its settings are overridden in the same way.\n\n"
     "examples:\n"
     "  operant train --config examples/ask-why/train.yaml model=models/SmolLM2-135M-Instruct.Q4_1.gguf lr=2e-4\n"
-    "  operant train model=runs/ask-why train_file=mine.jsonl output_dir=runs/mine method=lora lora.r=16 epochs=2",
+    "  operant train model=runs/ask-why train_file=mine.jsonl output_dir=runs/mine method=lora lora.r=16 epochs=2\n"
+    "  mpirun -n 4 --bind-to none operant train model=runs/ask-why train_file=mine.jsonl output_dir=runs/mine",
     op_sft_table, run, NULL};

@@ -69,6 +69,7 @@ int main(int argc, char **argv)
     struct sigaction action = {.sa_handler = interrupt};
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
+    sigaction(SIGUSR1, &action, NULL); /* what mpirun passes on, and a batch system sends before time is up */
     op_log_set(print_log, NULL);
     bool help = !strcmp(argv[1], "help");
     const char *verb = argv[1 + help], *names[N_COMMANDS + 1] = {0};

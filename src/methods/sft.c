@@ -163,8 +163,10 @@ static op_train_options train_options(const sft *s, const op_sft_callbacks *call
         .sequences = (int32_t)sequences, .eval_steps = o->eval_steps, .save_steps = o->save_steps,
         .save_keep = (int32_t)o->trainee.save_total_limit, .log_steps = o->logging_steps, .resume = o->trainee.resume};
     t.learner.objective = op_objective_weighted();
-    if (callbacks)
+    if (callbacks) {
         t.callbacks = (op_train_callbacks){callbacks->ctx, callbacks->progress, callbacks->stop};
+        t.learner.parallel = callbacks->parallel;
+    }
     return t;
 }
 
@@ -212,7 +214,8 @@ op_status op_sft_run(const op_sft_options *o, const op_sft_callbacks *callbacks,
     op_status status = check_settings(o, e);
     if (status)
         return status;
-    int threads = op_threads_set((int)o->trainee.threads);
+    op_parallel *parallel = callbacks ? callbacks->parallel : NULL;
+    int threads = op_threads_set(op_parallel_threads(parallel, (int)o->trainee.threads));
     sft s = {.o = o};
     op_buf_init(&s.config, 1 << 20);
     status = op_trainee_open(&s.subject, &o->trainee, e);
@@ -229,7 +232,7 @@ op_status op_sft_run(const op_sft_options *o, const op_sft_callbacks *callbacks,
         tell_plan(&s, &t, threads, callbacks);
         status = op_train_run(s.subject.model, &t, s.items, s.n, s.held, s.n_held, result, e);
     }
-    if (!status)
+    if (!status && op_parallel_rank(parallel) == 0)
         status = op_trainee_save(&s.subject, &o->trainee, e);
     release(&s);
     return status;

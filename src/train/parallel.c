@@ -426,7 +426,7 @@ static void forget(op_parallel *p)
 op_status op_parallel_start(op_parallel **out, const char *module, op_error *e)
 {
     *out = NULL;
-    const op_transport *transport;
+    const op_transport *transport = NULL;
     op_status status = open_module(&transport, module, e);
     if (status)
         return status;
