@@ -9,6 +9,7 @@
 
 #include "base/mem.h"
 #include "ops/cpu/cpu.h"
+#include "ops/cpu/decode.h"
 #include "ops/ref/ref.h"
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -16,15 +17,16 @@ static op_ops ref_f32, cpu_f32, cpu_bf16;
 
 typedef void fill_fn(op_ops *t);
 
-/* The levels of the x86-64 psABI. Each has rows, vocabulary and attention for f32 and for bf16. */
-#define LEVEL(name, v)                                                                                                 \
-    {                                                                                                                  \
-        name, {op_cpu_rows_f32_##v, op_cpu_vocabulary_f32_##v, op_cpu_attention_f32_##v},                              \
-            {op_cpu_rows_bf16_##v, op_cpu_vocabulary_bf16_##v, op_cpu_attention_bf16_##v},                             \
-    }
+enum { PARTS = 5 };
+
+/* The levels of the x86-64 psABI. Each has rows, vocabulary, moments, draws and attention for f32 and for bf16, and the
+ * products of generation. */
+#define PARTS_OF(act, v) {op_cpu_rows_##act##_##v, op_cpu_vocabulary_##act##_##v, op_cpu_moments_##act##_##v, op_cpu_draw_##act##_##v, op_cpu_attention_##act##_##v}
+#define LEVEL(name, v) {name, PARTS_OF(f32, v), PARTS_OF(bf16, v), {{op_cpu_quantised_f32_##v, op_cpu_quantised_bf16_##v}, {op_cpu_floats_f32_##v, op_cpu_floats_bf16_##v}}}
 static const struct level {
     const char *name;
-    fill_fn *f32[3], *bf16[3];
+    fill_fn *f32[PARTS], *bf16[PARTS];
+    op_kernels kernels;
 } levels[] = {LEVEL("x86-64-v2", v2), LEVEL("x86-64-v3", v3), LEVEL("x86-64-v4", v4)};
 
 static int level; /* index of levels */
@@ -44,10 +46,16 @@ static int level_supported(void)
 static void use_level(int i)
 {
     level = i;
-    for (int part = 0; part < 3; part++) {
+    for (int part = 0; part < PARTS; part++) {
         levels[i].f32[part](&cpu_f32);
         levels[i].bf16[part](&cpu_bf16);
     }
+    op_kernels k = levels[i].kernels;
+    if (i == 2 && __builtin_cpu_supports("avx512vnni")) {
+        k.quantised[0] = op_cpu_quantised_f32_vnni;
+        k.quantised[1] = op_cpu_quantised_bf16_vnni;
+    }
+    op_cpu_products_use(k);
 }
 
 static void fill(void)
@@ -57,6 +65,7 @@ static void fill(void)
     op_ref_rows(&ref_f32);
     op_ref_attention(&ref_f32);
     op_ref_vocabulary(&ref_f32);
+    op_ref_draw(&ref_f32);
     cpu_f32 = (op_ops){.name = "cpu", .act = OP_F32, .act_size = 4};
     cpu_bf16 = (op_ops){.name = "cpu", .act = OP_BF16, .act_size = 2};
     op_cpu_products(&cpu_f32);

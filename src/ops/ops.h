@@ -69,7 +69,16 @@ typedef struct op_adamw {
     float lr, beta1, beta2, eps, weight_decay;
     float grad_scale; /* gradients are multiplied by it first (clipping, normaliser) */
     int64_t step;     /* from 1, for the bias correction */
+    uint32_t noise;   /* adamw8: of its rounding; to differ from step to step and from parameter to parameter */
 } op_adamw;
+
+/* AdamW's moments of one parameter in 8 bits (ops/dynamic8.h): codes, and the largest magnitude of every 256 elements. */
+typedef struct op_moments8 {
+    uint8_t *m, *v;       /* [n] */
+    float *m_top, *v_top; /* [(n + 255) / 256] */
+} op_moments8;
+
+enum { OP_DRAW_BLOCK = 256 };
 
 typedef struct op_ops {
     const char *name; /* "ref", "cpu" */
@@ -82,6 +91,10 @@ typedef struct op_ops {
     /* Takes the float values w[N, K]. keeps_f32 below says whether the handle goes on reading `w` afterwards.
      * Called again after every update of w. */
     op_status (*weight_pack)(op_weight *W, const float *w);
+    /* The same for rows first..first+n-1 alone, w[n, K]: first is a multiple of pack_step(W), and n is that or what is left of N. Several threads may pack
+     * different rows at once. */
+    op_status (*weight_pack_rows)(op_weight *W, int first, int n, const float *w);
+    int (*pack_step)(const op_weight *W);
     void (*weight_free)(op_weight *W);
     bool keeps_f32; /* true: f32 backends multiply with the caller's w itself, which must outlive the handle */
 
@@ -94,6 +107,14 @@ typedef struct op_ops {
     op_status (*decode)(const op_weight *W, int M, const void *x, const float *bias, op_out out, void *y);
     /* Can decode multiply by W, and is it the better way where there are at most `rows` rows? */
     bool (*decodes)(const op_weight *W, int rows);
+    /* A handle whose weights are kept in 4 bits or 8 (ops/quantise.h) for matmul and decode, which round x to 8 bits in each block of 32, and are the same
+     * then. weight_pack does not go on reading w, whatever keeps_f32 says. There is no matmul_dx. */
+    op_weight *(*weight_new_quantised)(int N, int K);
+    /* Bytes that the handle holds besides what the caller owns. */
+    size_t (*weight_bytes)(const op_weight *W);
+    /* out[T, K] (float) = rows ids[t] of W, as it multiplies with them (rounded to act); only where embeds(W). */
+    void (*embed_weight)(const op_weight *W, int T, const int32_t *ids, float *out);
+    bool (*embeds)(const op_weight *W);
     /* dx[M, K] = dy[M, N] W */
     op_status (*matmul_dx)(const op_weight *W, int M, const void *dy, op_out out, void *dx);
     /* dw[N, K] += dy[M, N]^T x[M, K] */
@@ -114,6 +135,9 @@ typedef struct op_ops {
     void (*embed)(int T, int C, const int32_t *ids, const void *table, bool table_act, float *out);
     /* dtable[ids[t]] += dout[t]; rows of equal id are added in order of t */
     void (*embed_backward)(int T, int C, const int32_t *ids, const float *dout, float *dtable);
+
+    /* The same for a gradient in act, to which the rows of one id are added as one float sum. */
+    void (*embed_backward_act)(int T, int C, const int32_t *ids, const float *dout, void *dtable);
 
     /* y = x rstd g, rstd = 1/sqrt(mean(x^2) + eps)   (Zhang, Sennrich: 1910.07467) */
     void (*rmsnorm)(int T, int C, const float *x, const float *g, float eps, void *y, float *rstd);
@@ -159,10 +183,19 @@ typedef struct op_ops {
     void (*logprob_backward)(int n, int V, const float *logits, const float *lse, const int32_t *target,
                              const float *dlogp, const float *extra, void *dlogits);
 
+    /* For a draw from one row: p[v] = exp((x[v] - most) inverse), most being the largest of x[V], which is returned; for every OP_DRAW_BLOCK values from the
+     * first on top[] gets the largest p and sum[] their sum. p may be x. Nothing is written if all x are -infinity. Not threaded. */
+    float (*draw_weights)(int V, const float *x, float inverse, float *p, float *top, float *sum);
+
     /* ---- parameters ---- */
     /* AdamW with decoupled decay (Loshchilov, Hutter: 1711.05101) */
     void (*adamw)(size_t n, float *p, const float *g, float *m, float *v, const op_adamw *o);
     double (*sum_squares)(size_t n, const float *x); /* deterministic for a thread count */
+    /* The same for gradients in act. */
+    void (*adamw_act)(size_t n, float *p, const void *g, float *m, float *v, const op_adamw *o);
+    double (*sum_squares_act)(size_t n, const void *x);
+    /* The same with 8-bit moments; g is float, or act when g_act. The step itself uses the new moments before they are rounded. */
+    void (*adamw8)(size_t n, float *p, const void *g, bool g_act, const op_moments8 *x, const op_adamw *o);
 } op_ops;
 
 /* The table for a backend name ("ref", "cpu") and activation type, or NULL if there is none (ref has f32 only).

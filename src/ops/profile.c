@@ -59,7 +59,7 @@ enum { WEIGHTS = 4096 };
 typedef struct shape {
     const op_weight *W;
     int N, K;
-    bool backward;
+    bool backward, quantised;
 } shape;
 static shape shapes[WEIGHTS]; /* open addressing by the handle's address; a handle that was freed stays until its address comes again */
 static size_t n_shapes;
@@ -72,15 +72,25 @@ static shape *shape_of(const op_weight *W)
     return &shapes[i];
 }
 
-static op_weight *weight_new(int N, int K, bool backward)
+static op_weight *note(op_weight *W, shape s)
 {
-    op_weight *W = inner->weight_new(N, K, backward);
     if (W && n_shapes < WEIGHTS - 1) { /* one place stays empty, so that every search ends */
-        shape *s = shape_of(W);
-        n_shapes += !s->W;
-        *s = (shape){W, N, K, backward};
+        shape *at = shape_of(W);
+        n_shapes += !at->W;
+        *at = s;
+        at->W = W;
     }
     return W;
+}
+
+static op_weight *weight_new(int N, int K, bool backward)
+{
+    return note(inner->weight_new(N, K, backward), (shape){.N = N, .K = K, .backward = backward});
+}
+
+static op_weight *weight_new_quantised(int N, int K)
+{
+    return note(inner->weight_new_quantised(N, K), (shape){.N = N, .K = K, .quantised = true});
 }
 
 /* ---- ops ---- */
@@ -111,6 +121,12 @@ static double product(double M, double N, double K)
     return 2 * M * N * K;
 }
 
+/* Bytes of a weight as a product reads it. */
+static double weight_size(const shape *s)
+{
+    return s->quantised ? (double)inner->weight_bytes(s->W) : (double)inner->act_size * s->N * s->K;
+}
+
 static double out_size(op_out out)
 {
     return out == OP_OUT_ACT ? A : out == OP_OUT_F32 ? 4 : 8;
@@ -121,8 +137,8 @@ static op_status weight_pack(op_weight *W, const float *w)
     double start = op_seconds();
     op_status status = inner->weight_pack(W, w);
     shape s = *shape_of(W);
-    double n = (double)s.N * s.K;
-    count("weight_pack", s.N, s.K, start, inner->keeps_f32 ? 0 : n * (4 + A * (s.backward ? 2 : 1)), 0);
+    double n = (double)s.N * s.K, packed = weight_size(&s) * (s.backward ? 2 : 1);
+    count("weight_pack", s.N, s.K, start, inner->keeps_f32 && !s.quantised ? 0 : 4 * n + packed, 0);
     return status;
 }
 
@@ -131,7 +147,7 @@ static op_status matmul(const op_weight *W, int M, const void *x, const float *b
     double start = op_seconds();
     op_status status = inner->matmul(W, M, x, bias, out, y);
     shape s = *shape_of(W);
-    count("matmul", s.N, s.K, start, A * ((double)M + s.N) * s.K + out_size(out) * M * s.N, product(M, s.N, s.K));
+    count("matmul", s.N, s.K, start, weight_size(&s) + A * M * s.K + out_size(out) * M * s.N, product(M, s.N, s.K));
     return status;
 }
 
@@ -140,7 +156,7 @@ static op_status decode(const op_weight *W, int M, const void *x, const float *b
     double start = op_seconds();
     op_status status = inner->decode(W, M, x, bias, out, y);
     shape s = *shape_of(W);
-    count("decode", s.N, s.K, start, A * ((double)M + s.N) * s.K + out_size(out) * M * s.N, product(M, s.N, s.K));
+    count("decode", s.N, s.K, start, weight_size(&s) + A * M * s.K + out_size(out) * M * s.N, product(M, s.N, s.K));
     return status;
 }
 
@@ -149,7 +165,7 @@ static op_status matmul_dx(const op_weight *W, int M, const void *dy, op_out out
     double start = op_seconds();
     op_status status = inner->matmul_dx(W, M, dy, out, dx);
     shape s = *shape_of(W);
-    count("matmul_dx", s.N, s.K, start, A * ((double)M + s.K) * s.N + out_size(out) * M * s.K, product(M, s.N, s.K));
+    count("matmul_dx", s.N, s.K, start, weight_size(&s) + A * M * s.N + out_size(out) * M * s.K, product(M, s.N, s.K));
     return status;
 }
 
@@ -167,7 +183,9 @@ ROWS(add, (size_t n, const void *x, void *y), (n, x, y), 3 * A * (double)n, (dou
 ROWS(add_f32, (size_t n, const float *x, float *y), (n, x, y), 12.0 * (double)n, (double)n)
 ROWS(embed, (int T, int C, const int32_t *ids, const void *table, bool table_act, float *out), (T, C, ids, table, table_act, out),
      ((table_act ? A : 4) + 4) * T * C, 0)
+ROWS(embed_weight, (const op_weight *W, int T, const int32_t *ids, float *out), (W, T, ids, out), (A + 4) * T * shape_of(W)->K, 0)
 ROWS(embed_backward, (int T, int C, const int32_t *ids, const float *dout, float *dtable), (T, C, ids, dout, dtable), 12.0 * T * C, 1.0 * T * C)
+ROWS(embed_backward_act, (int T, int C, const int32_t *ids, const float *dout, void *dtable), (T, C, ids, dout, dtable), (4 + 2 * A) * T * C, 1.0 * T * C)
 ROWS(rmsnorm, (int T, int C, const float *x, const float *g, float eps, void *y, float *rstd), (T, C, x, g, eps, y, rstd), (4 + A) * T * C, 4.0 * T * C)
 ROWS(rmsnorm_backward, (int T, int C, const float *x, const float *g, const float *rstd, const void *dy, float *dx, float *dg),
      (T, C, x, g, rstd, dy, dx, dg), (12 + A) * T * C, (dg ? 11.0 : 9.0) * T * C)
@@ -226,6 +244,10 @@ ROWS(logprob_backward,
 
 ROWS(adamw, (size_t n, float *p, const float *g, float *m, float *v, const op_adamw *o), (n, p, g, m, v, o), 28.0 * (double)n, 15.0 * (double)n)
 
+ROWS(adamw_act, (size_t n, float *p, const void *g, float *m, float *v, const op_adamw *o), (n, p, g, m, v, o), (24 + A) * (double)n, 15.0 * (double)n)
+ROWS(adamw8, (size_t n, float *p, const void *g, bool g_act, const op_moments8 *x, const op_adamw *o), (n, p, g, g_act, x, o),
+     (12 + (g_act ? A : 4)) * (double)n, 15.0 * (double)n) /* rounding to the codes is not counted */
+
 static double sum_squares(size_t n, const float *x)
 {
     double start = op_seconds(), sum = inner->sum_squares(n, x);
@@ -233,17 +255,26 @@ static double sum_squares(size_t n, const float *x)
     return sum;
 }
 
+static double sum_squares_act(size_t n, const void *x)
+{
+    double start = op_seconds(), sum = inner->sum_squares_act(n, x);
+    count("sum_squares_act", 0, 0, start, A * (double)n, 2.0 * (double)n);
+    return sum;
+}
+
 /* ---- the table ---- */
 
+/* Not timed: questions, freeing, and what several threads call at once (weight_pack_rows, draw_weights), whose time is unaccounted. */
 static void decorate(void)
 {
     timed = *inner;
-#define TIMED(op) timed.op = op
-    TIMED(weight_new), TIMED(weight_pack), TIMED(matmul), TIMED(decode), TIMED(matmul_dx), TIMED(matmul_dw), TIMED(gemm), TIMED(bias_backward);
-    TIMED(to_act), TIMED(from_act), TIMED(add), TIMED(add_f32), TIMED(embed), TIMED(embed_backward);
+#define TIMED(op) timed.op = inner->op ? op : NULL
+    TIMED(weight_new), TIMED(weight_new_quantised), TIMED(weight_pack), TIMED(matmul), TIMED(decode), TIMED(matmul_dx), TIMED(matmul_dw), TIMED(gemm), TIMED(bias_backward);
+    TIMED(to_act), TIMED(from_act), TIMED(add), TIMED(add_f32), TIMED(embed), TIMED(embed_weight), TIMED(embed_backward), TIMED(embed_backward_act);
     TIMED(rmsnorm), TIMED(rmsnorm_backward), TIMED(layernorm), TIMED(layernorm_backward), TIMED(headnorm), TIMED(headnorm_backward);
     TIMED(rope), TIMED(swiglu), TIMED(swiglu_backward), TIMED(gelu), TIMED(gelu_backward), TIMED(dropout);
-    TIMED(attention), TIMED(attention_backward), TIMED(attention_cached), TIMED(logprob), TIMED(logprob_backward), TIMED(adamw), TIMED(sum_squares);
+    TIMED(attention), TIMED(attention_backward), TIMED(attention_cached), TIMED(logprob), TIMED(logprob_backward);
+    TIMED(adamw), TIMED(adamw_act), TIMED(adamw8), TIMED(sum_squares), TIMED(sum_squares_act);
 #undef TIMED
 }
 

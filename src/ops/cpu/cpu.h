@@ -1,7 +1,7 @@
 /* ops/cpu/cpu.h: the processor backend.
  *
- * products.c holds everything that oneDNN does; it picks its own instruction set at run time. rows.c, vocabulary.c and
- * attention.c are plain loops that the compiler vectorises; they are compiled once for each activation type and each
+ * products.c holds everything that oneDNN does; it picks its own instruction set at run time. decode_*.c multiply the
+ * few rows of generation and draw tokens. rows.c, vocabulary.c, moments.c, decode_draw.c and attention.c are plain loops that the compiler vectorises; they are compiled once for each activation type and each
  * x86-64 level, and each compilation fills its part of a table through the functions declared by OP_CPU_LEVEL. */
 #ifndef OP_OPS_CPU_CPU_H
 #define OP_OPS_CPU_CPU_H
@@ -16,6 +16,8 @@ const char *op_cpu_onednn_version(void); /* "2.6.3" */
 #define OP_CPU_LEVEL(act, level)                                                                                       \
     void op_cpu_rows_##act##_##level(op_ops *t);                                                                       \
     void op_cpu_vocabulary_##act##_##level(op_ops *t);                                                                 \
+    void op_cpu_moments_##act##_##level(op_ops *t);                                                                    \
+    void op_cpu_draw_##act##_##level(op_ops *t);                                                                       \
     void op_cpu_attention_##act##_##level(op_ops *t);
 OP_CPU_LEVEL(f32, v2)
 OP_CPU_LEVEL(f32, v3)
@@ -40,6 +42,7 @@ typedef enum op_scratch_slot {
     OP_SCRATCH_WIDE_A, /* bf16 operands as floats, where oneDNN lacks bf16 */
     OP_SCRATCH_WIDE_B,
     OP_SCRATCH_WIDE_C,
+    OP_SCRATCH_ROUNDED, /* activations in 8 bits */
     OP_SCRATCH_COUNT
 } op_scratch_slot;
 void *op_cpu_scratch(op_scratch_slot slot, size_t bytes);

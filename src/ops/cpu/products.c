@@ -13,8 +13,10 @@
 #include "base/mem.h"
 #include "base/num.h"
 #include "ops/cpu/cpu.h"
+#include "ops/cpu/decode.h"
 
-enum { BLOCK = 512, DW_BLOCK = 1024, KERNELS = 512 };
+/* PART: rows of a weight that are packed at a time, whole blocks of every layout that oneDNN likes (16 to 64 of N, 32 of K). */
+enum { BLOCK = 512, DW_BLOCK = 1024, PART = 192, KERNELS = 512, BUCKETS = 2048 };
 
 static dnnl_engine_t engine;
 static dnnl_stream_t stream;
@@ -54,12 +56,15 @@ typedef struct spec {
 typedef struct kernel {
     spec spec;
     uint64_t used; /* time of the last use; 0: free */
+    int next;      /* 1 + the index of the next in its chain; 0: none */
     dnnl_primitive_t primitive;
     dnnl_memory_t a, b, bias, c, scratch; /* views whose pointers are set at each call; b is NULL if packed */
     size_t scratch_bytes;
 } kernel;
 
+_Static_assert(sizeof(spec) % 8 == 0, "a spec is hashed in whole words");
 static kernel kernels[KERNELS];
+static int buckets[BUCKETS]; /* 1 + the index of the first kernel of each chain; 0: none */
 static uint64_t clock_now;
 
 static void kernel_release(kernel *k)
@@ -151,21 +156,42 @@ static dnnl_status_t kernel_init(kernel *k, const spec *s)
     return e;
 }
 
+/* Where the chain of kernels begins that `s` belongs to. */
+static int *bucket_of(const spec *s)
+{
+    uint64_t words[sizeof *s / 8], h = 0;
+    memcpy(words, s, sizeof words);
+    for (size_t i = 0; i < sizeof words / sizeof *words; i++)
+        h = (h ^ words[i]) * 0x9E3779B97F4A7C15u, h ^= h >> 29;
+    return &buckets[h % BUCKETS];
+}
+
+static void unlink_kernel(kernel *k)
+{
+    int *at = bucket_of(&k->spec), self = (int)(k - kernels) + 1;
+    while (*at != self)
+        at = &kernels[*at - 1].next;
+    *at = k->next;
+}
+
 static op_status kernel_get(const spec *s, kernel **out)
 {
-    kernel *oldest = kernels;
-    for (int i = 0; i < KERNELS; i++) {
-        if (kernels[i].used && memcmp(&kernels[i].spec, s, sizeof *s) == 0) {
-            kernels[i].used = ++clock_now;
-            *out = &kernels[i];
+    int *bucket = bucket_of(s);
+    for (int i = *bucket; i; i = kernels[i - 1].next)
+        if (memcmp(&kernels[i - 1].spec, s, sizeof *s) == 0) {
+            kernels[i - 1].used = ++clock_now;
+            *out = &kernels[i - 1];
             return OP_OK;
         }
-        if (kernels[i].used < oldest->used)
-            oldest = &kernels[i];
-    }
     op_status status = start();
     if (status)
         return status;
+    kernel *oldest = kernels;
+    for (int i = 1; i < KERNELS; i++)
+        if (kernels[i].used < oldest->used)
+            oldest = &kernels[i];
+    if (oldest->used)
+        unlink_kernel(oldest);
     kernel_release(oldest);
     status = status_of(kernel_init(oldest, s));
     if (status) {
@@ -174,6 +200,8 @@ static op_status kernel_get(const spec *s, kernel **out)
     }
     oldest->spec = *s;
     oldest->used = ++clock_now;
+    oldest->next = *bucket;
+    *bucket = (int)(oldest - kernels) + 1;
     *out = oldest;
     return OP_OK;
 }
@@ -257,9 +285,13 @@ static op_status run_wide(spec s, const void *A, const void *B, bool wide_b, con
 
 /* One orientation of a packed weight: the right-hand side of matmul or of matmul_dx. */
 typedef struct packed {
-    dnnl_primitive_t reorder; /* from bf16 rows; NULL: this orientation is not used */
-    dnnl_memory_t rows, blocks;
-    void *bytes; /* owned, of `blocks` */
+    dnnl_memory_t blocks;
+    void *bytes;          /* owned, of `blocks`; NULL: this orientation is not used */
+    size_t stride;        /* bytes from one part to the next */
+    struct {
+        dnnl_primitive_t reorder; /* from floats; NULL: there is no such part */
+        dnnl_memory_desc_t rows, blocks;
+    } part[2]; /* of PART rows, and of the rows that are left */
 } packed;
 
 struct op_weight {
@@ -269,42 +301,69 @@ struct op_weight {
     float *floats;   /* owned; [N, K] */
     packed forward, backward;
     op_panels panels; /* `forward` for the products of generation */
+    bool quantised;   /* `q` instead of all of these; bf16 is then the type of x alone */
+    op_quantised q;
 };
 
 static void packed_release(packed *p)
 {
-    dnnl_primitive_destroy(p->reorder);
-    dnnl_memory_destroy(p->rows);
+    for (int i = 0; i < 2; i++)
+        dnnl_primitive_destroy(p->part[i].reorder);
     dnnl_memory_destroy(p->blocks);
     op_free_aligned(p->bytes);
     *p = (packed){0};
 }
 
-/* The [K, N] matrix that lies in memory as `rows` says. */
-static dnnl_status_t packed_init(packed *p, int N, int K, dnnl_memory_desc_t rows)
+/* What is packed of rows first..first+n-1 of W[N, K]; *at is its distance from the start of the whole in bytes. */
+static dnnl_status_t part_layout(const dnnl_memory_desc_t *whole, int first, int n, int K, bool backward, dnnl_memory_desc_t *out, size_t *at)
 {
-    dnnl_memory_desc_t blocks;
-    dnnl_primitive_desc_t d = NULL;
-    dnnl_status_t e = packed_layout(N, K, &blocks);
+    dnnl_dims_t size = {backward ? n : K, backward ? K : n}, from = {backward ? first : 0, backward ? 0 : first};
+    dnnl_status_t e = dnnl_memory_desc_init_submemory(out, whole, size, from);
+    *at = e ? 0 : (size_t)out->offset0 * sizeof(op_bf16);
+    out->offset0 = 0;
+    return e;
+}
+
+static dnnl_status_t packed_init(packed *p, int N, int K, bool backward)
+{
+    dnnl_memory_desc_t blocks, next;
+    dnnl_status_t e = backward ? packed_layout(K, N, &blocks) : packed_layout(N, K, &blocks);
     if (e)
         return e;
     p->bytes = op_alloc_aligned(dnnl_memory_desc_get_size(&blocks));
     e = p->bytes ? dnnl_success : dnnl_out_of_memory;
     e = e ? e : dnnl_memory_create(&p->blocks, &blocks, engine, p->bytes);
-    e = e ? e : dnnl_memory_create(&p->rows, &rows, engine, DNNL_MEMORY_NONE);
-    e = e ? e : dnnl_reorder_primitive_desc_create(&d, &rows, engine, &blocks, engine, NULL);
-    e = e ? e : dnnl_primitive_create(&p->reorder, d);
-    dnnl_primitive_desc_destroy(d);
+    if (!e && N > PART)
+        e = part_layout(&blocks, PART, N - PART < PART ? N - PART : PART, K, backward, &next, &p->stride);
+    for (int i = 0; i < 2 && !e; i++) {
+        int n = i ? N % PART : N < PART ? 0 : PART;
+        if (!n)
+            continue;
+        dnnl_primitive_desc_t d = NULL;
+        size_t at;
+        p->part[i].rows = backward ? view(n, K, dnnl_f32, K, false) : view(K, n, dnnl_f32, K, true);
+        e = part_layout(&blocks, i ? N - n : 0, n, K, backward, &p->part[i].blocks, &at);
+        e = e ? e : dnnl_reorder_primitive_desc_create(&d, &p->part[i].rows, engine, &p->part[i].blocks, engine, NULL);
+        e = e ? e : dnnl_primitive_create(&p->part[i].reorder, d);
+        dnnl_primitive_desc_destroy(d);
+    }
     return e;
 }
 
-static op_status packed_fill(packed *p, const float *w)
+/* Part number `index`, from its n rows w. */
+static op_status packed_fill(const packed *p, int index, int n, const float *w)
 {
-    if (!p->reorder)
+    if (!p->bytes)
         return OP_OK;
-    dnnl_memory_set_data_handle(p->rows, (void *)w);
-    dnnl_exec_arg_t args[] = {{DNNL_ARG_FROM, p->rows}, {DNNL_ARG_TO, p->blocks}};
-    return status_of(dnnl_primitive_execute(p->reorder, stream, 2, args));
+    int i = n < PART;
+    dnnl_memory_t rows = NULL, blocks = NULL;
+    dnnl_status_t e = dnnl_memory_create(&rows, &p->part[i].rows, engine, (void *)w);
+    e = e ? e : dnnl_memory_create(&blocks, &p->part[i].blocks, engine, (char *)p->bytes + (size_t)index * p->stride);
+    dnnl_exec_arg_t args[] = {{DNNL_ARG_FROM, rows}, {DNNL_ARG_TO, blocks}};
+    e = e ? e : dnnl_primitive_execute(p->part[i].reorder, stream, 2, args);
+    dnnl_memory_destroy(rows);
+    dnnl_memory_destroy(blocks);
+    return status_of(e);
 }
 
 static void weight_free(op_weight *W)
@@ -313,6 +372,7 @@ static void weight_free(op_weight *W)
         return;
     packed_release(&W->forward);
     packed_release(&W->backward);
+    op_quantised_release(&W->q);
     op_free_aligned(W->floats);
     op_free(W);
 }
@@ -347,9 +407,9 @@ static op_weight *weight_new_bf16(int N, int K, bool backward)
     *W = (op_weight){.N = N, .K = K, .bf16 = true};
     dnnl_status_t e = dnnl_success;
     if (dnnl_has_bf16()) {
-        e = packed_init(&W->forward, N, K, view(K, N, dnnl_f32, K, true));
+        e = packed_init(&W->forward, N, K, false);
         if (!e && backward)
-            e = packed_init(&W->backward, K, N, view(N, K, dnnl_f32, K, false));
+            e = packed_init(&W->backward, N, K, true);
         if (!e)
             W->panels = panels_of(W);
     } else {
@@ -362,24 +422,119 @@ static op_weight *weight_new_bf16(int N, int K, bool backward)
     return NULL;
 }
 
-static op_status weight_pack(op_weight *W, const float *w)
+static op_weight *weight_new_quantised(bool bf16, int N, int K)
 {
+    op_weight *W = op_alloc(sizeof *W);
+    if (W)
+        *W = (op_weight){.N = N, .K = K, .bf16 = bf16, .quantised = true, .q = {.N = N, .K = K}};
+    return W;
+}
+
+static op_weight *weight_new_quantised_f32(int N, int K)
+{
+    return weight_new_quantised(false, N, K);
+}
+
+static op_weight *weight_new_quantised_bf16(int N, int K)
+{
+    return weight_new_quantised(true, N, K);
+}
+
+static size_t weight_bytes(const op_weight *W)
+{
+    size_t n = (size_t)W->N * (size_t)W->K * sizeof(float);
+    return W->quantised ? op_quantised_bytes(&W->q) : W->floats ? n : (W->forward.bytes ? n / 2 : 0) + (W->backward.bytes ? n / 2 : 0);
+}
+
+static int pack_step(const op_weight *W)
+{
+    return W->quantised || !W->bf16 ? W->N : PART;
+}
+
+static op_status weight_pack_rows(op_weight *W, int first, int n, const float *w)
+{
+    if (W->quantised)
+        return op_quantised_pack(&W->q, w);
     if (!W->bf16) {
         W->w = w;
         return OP_OK;
     }
     if (W->floats) {
-        size_t n = (size_t)W->N * (size_t)W->K;
-#pragma omp parallel for simd schedule(static)
-        for (size_t i = 0; i < n; i++)
-            W->floats[i] = op_bf16_to_f32(op_f32_to_bf16(w[i]));
+        float *to = W->floats + (size_t)first * (size_t)W->K;
+        for (size_t i = 0; i < (size_t)n * (size_t)W->K; i++)
+            to[i] = op_bf16_to_f32(op_f32_to_bf16(w[i]));
         return OP_OK;
     }
-    op_status status = packed_fill(&W->forward, w);
-    return status ? status : packed_fill(&W->backward, w);
+    op_status status = packed_fill(&W->forward, first / PART, n, w);
+    return status ? status : packed_fill(&W->backward, first / PART, n, w);
+}
+
+static op_status weight_pack(op_weight *W, const float *w)
+{
+    int step = pack_step(W), status = OP_OK;
+    if (step == W->N)
+        return weight_pack_rows(W, 0, step, w);
+#pragma omp parallel for schedule(static) reduction(min : status)
+    for (int first = 0; first < W->N; first += step) {
+        int one = weight_pack_rows(W, first, W->N - first < step ? W->N - first : step, w + (size_t)first * (size_t)W->K);
+        status = one < status ? one : status;
+    }
+    return (op_status)status;
+}
+
+/* ---- rows of a weight ---- */
+
+/* The usual layout of packed bf16: blocks of 32 rows k by n columns, and in a block pairs of rows: element (k, c) lies at
+ * k / 32 * below + c / n * beside + k % 32 / 2 * 2 n + c % n * 2 + k % 2. Column c is row c of W. */
+typedef struct pairs {
+    size_t n, below, beside; /* n is 0 for another layout */
+} pairs;
+
+static pairs pairs_of(const op_weight *W)
+{
+    const dnnl_memory_desc_t *d;
+    if (dnnl_memory_get_memory_desc(W->forward.blocks, &d) || d->format_kind != dnnl_blocked || d->offset0)
+        return (pairs){0};
+    const dnnl_blocking_desc_t *b = &d->format_desc.blocking;
+    bool usual = b->inner_nblks == 3 && b->inner_blks[0] == 16 && b->inner_idxs[0] == 0 && b->inner_idxs[1] == 1 && b->inner_blks[2] == 2 &&
+                 b->inner_idxs[2] == 0;
+    return usual ? (pairs){(size_t)b->inner_blks[1], (size_t)b->strides[0], (size_t)b->strides[1]} : (pairs){0};
+}
+
+static bool embeds(const op_weight *W)
+{
+    return W->quantised || !W->bf16 || W->floats || pairs_of(W).n;
+}
+
+static void embed_weight(const op_weight *W, int T, const int32_t *ids, float *out)
+{
+    for (int t = 0; t < T && W->quantised; t++)
+        op_quantised_row(&W->q, ids[t], out + (size_t)t * (size_t)W->K);
+    if (W->quantised)
+        return;
+    const float *rows = W->bf16 ? W->floats : W->w;
+    pairs b = rows ? (pairs){0} : pairs_of(W);
+    size_t K = (size_t)W->K;
+#pragma omp parallel for schedule(static)
+    for (int t = 0; t < T; t++) {
+        float *y = out + (size_t)t * K;
+        size_t id = (size_t)ids[t];
+        if (rows)
+            memcpy(y, rows + id * K, K * sizeof *y);
+        const op_bf16 *column = rows ? NULL : (const op_bf16 *)W->forward.bytes + id / b.n * b.beside + id % b.n * 2;
+        for (size_t k = 0; !rows && k < K; k++)
+            y[k] = op_bf16_to_f32(column[k / 32 * b.below + k % 32 / 2 * 2 * b.n + k % 2]);
+    }
 }
 
 /* ---- the ops ---- */
+
+static op_kernels level_kernels;
+
+void op_cpu_products_use(op_kernels k)
+{
+    level_kernels = k;
+}
 
 /* y[M, N] = x[M, K] B, B being W^T or W by the orientation, in blocks of rows */
 static op_status weight_product(const op_weight *W, bool backward, int M, const void *x, const float *bias, op_out out,
@@ -418,22 +573,35 @@ static op_status weight_product(const op_weight *W, bool backward, int M, const 
 
 static op_status matmul(const op_weight *W, int M, const void *x, const float *bias, op_out out, void *y)
 {
+    if (W->quantised)
+        return level_kernels.quantised[W->bf16](&W->q, M, x, bias, out, y);
     return weight_product(W, false, M, x, bias, out, y);
 }
 
 static op_status matmul_dx(const op_weight *W, int M, const void *dy, op_out out, void *dx)
 {
+    if (W->quantised)
+        return OP_ERR_UNSUPPORTED;
     return weight_product(W, true, M, dy, NULL, out, dx);
 }
 
-/* With AMX, oneDNN on 32 padded rows beats AVX512-BF16 on as many; on one row memory is the limit. */
+/* On few rows nothing is gained by padding, unless AMX multiplies the padded ones; on many oneDNN is as good, and has no other fault than that its
+ * rows depend on their place with AVX2. */
 static bool decodes(const op_weight *W, int rows)
 {
-    return W->panels.data && (rows == 1 || dnnl_get_effective_cpu_isa() != dnnl_cpu_isa_avx512_core_amx);
+    enum { FEW = 32 };
+    dnnl_cpu_isa_t isa = dnnl_get_effective_cpu_isa();
+    if (W->w)
+        return rows <= FEW || isa == dnnl_cpu_isa_avx2 || isa == dnnl_cpu_isa_avx2_vnni;
+    return W->quantised || (W->panels.data && rows <= (isa == dnnl_cpu_isa_avx512_core_amx ? 1 : FEW));
 }
 
 static op_status decode(const op_weight *W, int M, const void *x, const float *bias, op_out out, void *y)
 {
+    if (W->quantised)
+        return matmul(W, M, x, bias, out, y);
+    if (W->w)
+        return level_kernels.floats[W->bf16](W->N, W->K, W->w, M, x, bias, out, y);
     if (!W->panels.data)
         return OP_ERR_UNSUPPORTED;
     op_cpu_decode_bf16(&W->panels, M, x, bias, out, y);
@@ -500,12 +668,18 @@ void op_cpu_products(op_ops *t)
 {
     bool bf16 = t->act == OP_BF16;
     t->weight_new = bf16 ? weight_new_bf16 : weight_new_f32;
+    t->weight_new_quantised = bf16 ? weight_new_quantised_bf16 : weight_new_quantised_f32;
+    t->weight_bytes = weight_bytes;
     t->weight_pack = weight_pack;
+    t->weight_pack_rows = weight_pack_rows;
+    t->pack_step = pack_step;
     t->weight_free = weight_free;
     t->keeps_f32 = !bf16;
     t->matmul = matmul;
     t->decode = decode;
     t->decodes = decodes;
+    t->embed_weight = embed_weight;
+    t->embeds = embeds;
     t->matmul_dx = matmul_dx;
     t->matmul_dw = bf16 ? matmul_dw_bf16 : matmul_dw_f32;
     t->gemm = bf16 ? gemm_bf16 : gemm_f32;
@@ -515,6 +689,7 @@ void op_cpu_products_release(void)
 {
     for (int i = 0; i < KERNELS; i++)
         kernel_release(&kernels[i]);
+    memset(buckets, 0, sizeof buckets);
     if (stream)
         dnnl_stream_destroy(stream);
     if (engine)

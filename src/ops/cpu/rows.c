@@ -82,6 +82,28 @@ static void embed_backward(int T, int C, const int32_t *ids, const float *dout, 
     }
 }
 
+/* The first row of each id collects those that follow. Looking for them costs T^2 / 2 comparisons of integers: less than the sums, up to thousands of rows. */
+static void embed_backward_act(int T, int C, const int32_t *ids, const float *dout, void *dtable)
+{
+    enum { PART = 64 };
+#pragma omp parallel for schedule(static) if ((size_t)T * C >= PARALLEL_FROM)
+    for (int part = 0; part < (C + PART - 1) / PART; part++) {
+        int from = part * PART, n = C - from < PART ? C - from : PART;
+        for (int t = 0; t < T; t++) {
+            float sum[PART] = {0};
+            bool seen = false;
+            for (int u = 0; u < t; u++)
+                seen |= ids[u] == ids[t];
+            for (int u = t; u < T && !seen; u++)
+                for (int c = 0; c < n && ids[u] == ids[t]; c++)
+                    sum[c] += dout[(size_t)u * C + from + c];
+            act *row = (act *)dtable + (size_t)ids[t] * C + from;
+            for (int c = 0; c < n && !seen; c++)
+                row[c] = to_act1(from_act1(row[c]) + sum[c]);
+        }
+    }
+}
+
 static void bias_backward(int M, int N, const void *dy, int ld, float *db)
 {
 #pragma omp parallel if ((size_t)M * N >= PARALLEL_FROM)
@@ -392,6 +414,7 @@ void OP_CPU_NAME(rows)(op_ops *t)
     t->add_f32 = add_f32;
     t->embed = embed;
     t->embed_backward = embed_backward;
+    t->embed_backward_act = embed_backward_act;
     t->bias_backward = bias_backward;
     t->rmsnorm = rmsnorm;
     t->rmsnorm_backward = rmsnorm_backward;

@@ -47,14 +47,14 @@ static void logprob_backward(int n, int V, const float *logits, const float *lse
     }
 }
 
-static void adamw(size_t n, float *p, const float *g, float *m, float *v, const op_adamw *o)
+static inline __attribute__((always_inline)) void adamw_any(size_t n, float *p, const void *g, bool g_act, float *m, float *v, const op_adamw *o)
 {
     float c1 = (float)(1 - pow(o->beta1, (double)o->step)), c2 = (float)(1 - pow(o->beta2, (double)o->step));
     float keep = 1 - o->lr * o->weight_decay, rate = o->lr / c1, root = 1 / sqrtf(c2), eps = o->eps;
     float b1 = o->beta1, b2 = o->beta2, scale = o->grad_scale;
 #pragma omp parallel for simd schedule(static) if (n >= PARALLEL_FROM)
     for (size_t i = 0; i < n; i++) {
-        float grad = g[i] * scale;
+        float grad = (g_act ? from_act1(((const act *)g)[i]) : ((const float *)g)[i]) * scale;
         float m1 = b1 * m[i] + (1 - b1) * grad, v1 = b2 * v[i] + (1 - b2) * grad * grad;
         m[i] = m1;
         v[i] = v1;
@@ -62,8 +62,18 @@ static void adamw(size_t n, float *p, const float *g, float *m, float *v, const 
     }
 }
 
+static void adamw(size_t n, float *p, const float *g, float *m, float *v, const op_adamw *o)
+{
+    adamw_any(n, p, g, false, m, v, o);
+}
+
+static void adamw_act(size_t n, float *p, const void *g, float *m, float *v, const op_adamw *o)
+{
+    adamw_any(n, p, g, true, m, v, o);
+}
+
 /* One partial sum a thread, added in the order of the threads. */
-static double sum_squares(size_t n, const float *x)
+static inline __attribute__((always_inline)) double sum_any(size_t n, const void *x, bool x_act)
 {
     enum { MOST = 256 };
     double part[MOST] = {0}, sum = 0;
@@ -74,7 +84,10 @@ static double sum_squares(size_t n, const float *x)
         double s = 0;
 #pragma omp simd reduction(+ : s)
         for (size_t j = n / k * i + (n % k) * i / k; j < n / k * (i + 1) + (n % k) * (i + 1) / k; j++)
-            s += (double)x[j] * x[j];
+        {
+            double y = x_act ? from_act1(((const act *)x)[j]) : ((const float *)x)[j];
+            s += y * y;
+        }
         part[i] = s;
     }
     for (int i = 0; i < threads; i++)
@@ -82,10 +95,22 @@ static double sum_squares(size_t n, const float *x)
     return sum;
 }
 
+static double sum_squares(size_t n, const float *x)
+{
+    return sum_any(n, x, false);
+}
+
+static double sum_squares_act(size_t n, const void *x)
+{
+    return sum_any(n, x, true);
+}
+
 void OP_CPU_NAME(vocabulary)(op_ops *t)
 {
     t->logprob = logprob;
     t->logprob_backward = logprob_backward;
     t->adamw = adamw;
+    t->adamw_act = adamw_act;
     t->sum_squares = sum_squares;
+    t->sum_squares_act = sum_squares_act;
 }

@@ -8,5 +8,6 @@ void op_ref_products(op_ops *t);
 void op_ref_rows(op_ops *t);
 void op_ref_attention(op_ops *t);
 void op_ref_vocabulary(op_ops *t);
+void op_ref_draw(op_ops *t);
 
 #endif

@@ -39,6 +39,12 @@ static void embed_backward(int T, int C, const int32_t *ids, const float *dout, 
         add_f32((size_t)C, dout + (size_t)t * C, dtable + (size_t)ids[t] * C);
 }
 
+/* The activations of this backend are floats. */
+static void embed_backward_act(int T, int C, const int32_t *ids, const float *dout, void *dtable)
+{
+    embed_backward(T, C, ids, dout, dtable);
+}
+
 /* Both norms are y = (x - mean) rstd g + b; for the RMS norm mean and b are 0. Returns rstd. */
 static double norm_row(int C, const float *x, double mean, const float *g, const float *b, double eps, float *y)
 {
@@ -214,6 +220,7 @@ void op_ref_rows(op_ops *t)
     t->add_f32 = add_f32;
     t->embed = embed;
     t->embed_backward = embed_backward;
+    t->embed_backward_act = embed_backward_act;
     t->rmsnorm = rmsnorm;
     t->rmsnorm_backward = rmsnorm_backward;
     t->layernorm = layernorm;

@@ -1,6 +1,7 @@
 /* Log-probabilities and the optimiser of the reference backend. */
 #include <math.h>
 
+#include "ops/dynamic8.h"
 #include "ops/ref/ref.h"
 
 static void logprob(int n, int V, const float *logits, const int32_t *target, float *lse, float *logp)
@@ -51,10 +52,67 @@ static double sum_squares(size_t n, const float *x)
     return sum;
 }
 
+/* The activations of this backend are floats. */
+static void adamw_act(size_t n, float *p, const void *g, float *m, float *v, const op_adamw *o)
+{
+    adamw(n, p, g, m, v, o);
+}
+
+static double sum_squares_act(size_t n, const void *x)
+{
+    return sum_squares(n, x);
+}
+
+/* The code of x, 0 <= x <= 1: that of its lower or its upper neighbour, as near as it is. */
+static unsigned code_of(double x, int top, double random)
+{
+    unsigned last = (2u << top) - 1, c = 0;
+    while (c < last && op_dynamic8_value(c + 1, top) <= x)
+        c++;
+    if (c == last)
+        return c;
+    double low = op_dynamic8_value(c, top), high = op_dynamic8_value(c + 1, top);
+    return (x - low) / (high - low) + random >= 1 ? c + 1 : c;
+}
+
+static void adamw8(size_t n, float *p, const void *g_, bool g_act, const op_moments8 *x, const op_adamw *o)
+{
+    (void)g_act;
+    const float *g = g_;
+    double c1 = 1 - pow(o->beta1, (double)o->step), c2 = 1 - pow(o->beta2, (double)o->step);
+    for (size_t b = 0; b < n; b += OP_MOMENT_BLOCK) {
+        double m[OP_MOMENT_BLOCK], v[OP_MOMENT_BLOCK], m_most = 0, v_most = 0;
+        size_t count = n - b < OP_MOMENT_BLOCK ? n - b : OP_MOMENT_BLOCK;
+        float *m_top = &x->m_top[b / OP_MOMENT_BLOCK], *v_top = &x->v_top[b / OP_MOMENT_BLOCK];
+        for (size_t i = 0; i < count; i++) {
+            double grad = (double)g[b + i] * o->grad_scale, sign = x->m[b + i] & OP_DYNAMIC8_SIGN ? -1 : 1;
+            double old_m = sign * *m_top * op_dynamic8_value(x->m[b + i] & 127, OP_DYNAMIC8_TOP_M);
+            double old_v = *v_top * op_dynamic8_value(x->v[b + i], OP_DYNAMIC8_TOP_V);
+            m[i] = o->beta1 * old_m + (1.0 - o->beta1) * grad;
+            v[i] = o->beta2 * old_v + (1.0 - o->beta2) * grad * grad;
+            p[b + i] = (float)(p[b + i] * (1.0 - (double)o->lr * o->weight_decay) - o->lr * (m[i] / c1) / (sqrt(v[i] / c2) + o->eps));
+            m_most = fmax(m_most, fabs(m[i]));
+            v_most = fmax(v_most, v[i]);
+        }
+        *m_top = (float)m_most;
+        *v_top = (float)v_most;
+        for (size_t i = 0; i < count; i++) {
+            uint32_t noise = op_dynamic8_noise((uint32_t)(b + i), o->noise);
+            unsigned cm = m_most > 0 ? code_of(fabs(m[i]) / m_most, OP_DYNAMIC8_TOP_M, (noise & 0xffff) / 65536.0) : 0;
+            unsigned cv = v_most > 0 ? code_of(v[i] / v_most, OP_DYNAMIC8_TOP_V, (double)(noise >> 16) / 65536.0) : 0;
+            x->m[b + i] = (uint8_t)(m[i] < 0 ? cm | OP_DYNAMIC8_SIGN : cm);
+            x->v[b + i] = (uint8_t)(v[i] > 0 && !cv ? 1 : cv);
+        }
+    }
+}
+
 void op_ref_vocabulary(op_ops *t)
 {
     t->logprob = logprob;
     t->logprob_backward = logprob_backward;
     t->adamw = adamw;
+    t->adamw_act = adamw_act;
+    t->adamw8 = adamw8;
     t->sum_squares = sum_squares;
+    t->sum_squares_act = sum_squares_act;
 }
