@@ -87,6 +87,8 @@ typedef struct op_model_options {
     bool freeze_embedding;  /* OP_TRAIN_ALL without the embedding (and the output layer, if that is tied to it): Adam moves the rows of rare
                                tokens as far as those of frequent ones, which costs more of the old model than it teaches of the new */
     bool recompute;         /* keep only each layer's input and run the layer again in the backward pass */
+    op_dtype grad_dtype;    /* OP_F32, or for OP_TRAIN_ALL with bf16 products OP_BF16: gradients of matrices are kept, and added up over micro-batches, in
+                               bf16 (each product still adds up in float); those of norms and biases stay float */
 } op_model_options;
 
 typedef struct op_model op_model;
@@ -118,10 +120,12 @@ typedef struct op_param {
     size_t offset, n;   /* its place in values[] and grads[] */
     int64_t rows, cols; /* cols 1 for vectors */
     bool decay;         /* weight decay applies: matrices yes; norms and biases no */
+    void *grad;         /* [n] float, or in the activation type if grad_act */
+    bool grad_act;
 } op_param;
 
 typedef struct op_params {
-    float *values, *grads; /* [n] owned by the model */
+    float *values, *grads; /* [n] owned by the model; grads NULL when gradients are bf16: each parameter then has its own */
     size_t n;
     const op_param *table;
     size_t n_table;

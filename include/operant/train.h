@@ -58,8 +58,13 @@ typedef struct op_item {
     int32_t n;              /* 1 or more */
 } op_item;
 
+/* adamw keeps both moments of every parameter as floats (8 bytes), adamw_8bit in 8 bits each (2 bytes; Dettmers et al.: 2110.02861, src/ops/dynamic8.h). */
+typedef enum op_optim { OP_OPTIM_ADAMW, OP_OPTIM_ADAMW_8BIT } op_optim;
+#define OP_OPTIM_CHOICES "adamw|adamw_8bit"
+
 typedef struct op_learner_options {
     op_objective objective;
+    op_optim optim;         /* adamw_8bit, like a model with bf16 gradients, learns in one process alone */
     double beta1, beta2;    /* decay of AdamW's moments, 0..1; usual 0.9, 0.999 */
     double eps;             /* usual 1e-8 */
     double weight_decay;    /* per step and unit of learning rate; matrices only */

@@ -25,6 +25,8 @@ typedef struct op_trainee_options {
     char *lora_target_modules;
     bool lora_rslora, freeze_embedding;
 
+    int optim;      /* op_optim */
+    int grad_dtype; /* 0 f32, 1 bf16 */
     double learning_rate, adam_beta1, adam_beta2, adam_epsilon, weight_decay, max_grad_norm;
 
     int dtype; /* of OP_SUBJECT_DTYPES */
@@ -48,6 +50,8 @@ typedef struct op_trainee_options {
     {"lora.target_modules|lora_target_modules", OP_OPTION_LIST, OP_TRAINEE_AT(base, lora_target_modules), "all-linear", 0, 0, NULL, "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, or all-linear"}, \
     {"lora.rslora|lora.use_rslora|use_rslora", OP_OPTION_BOOL, OP_TRAINEE_AT(base, lora_rslora), "false", 0, 0, NULL, "scale by alpha / sqrt(r) instead"}, \
     {"freeze_embedding", OP_OPTION_BOOL, OP_TRAINEE_AT(base, freeze_embedding), "false", 0, 0, NULL, "method=full without the embedding (and the output layer tied to it): forgets less, runs faster"}, \
+    {"optim", OP_OPTION_CHOICE, OP_TRAINEE_AT(base, optim), "adamw", 0, 0, OP_OPTIM_CHOICES, "adamw_8bit: its two moments in 8 bits each instead of 32, 6 bytes less for every trained parameter"}, \
+    {"grad_dtype", OP_OPTION_CHOICE, OP_TRAINEE_AT(base, grad_dtype), "f32", 0, 0, "f32|bf16", "type of the gradients of method=full; bf16 (with dtype=bf16): 2 bytes less for every trained parameter"}, \
     {"learning_rate|lr", OP_OPTION_FLOAT, OP_TRAINEE_AT(base, learning_rate), "2e-5", 0, 10, NULL, "highest learning rate"}, \
     {"adam_beta1", OP_OPTION_FLOAT, OP_TRAINEE_AT(base, adam_beta1), "0.9", 0, 0.99999, NULL, "decay of AdamW's mean of gradients"}, \
     {"adam_beta2", OP_OPTION_FLOAT, OP_TRAINEE_AT(base, adam_beta2), "0.999", 0, 0.9999999, NULL, "decay of AdamW's mean of squared gradients"}, \

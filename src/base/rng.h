@@ -16,6 +16,7 @@ typedef enum op_stream {
     OP_STREAM_SAMPLE = 4, /* tokens */
     OP_STREAM_SPLIT = 5,  /* held-out split */
     OP_STREAM_BOOTSTRAP = 6,
+    OP_STREAM_ROUNDING = 7, /* of 8-bit moments */
     OP_STREAM_CHAMBER = 40, /* episodes */
     OP_STREAM_MERGE = 41,   /* elements that a merge keeps */
     OP_STREAM_TEST = 99,

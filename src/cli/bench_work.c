@@ -60,6 +60,7 @@ static void add_profile(const bench_options *o, json_t *out, const char *work, d
 static op_status open_model(op_model **m, const bench_options *o, op_trainable trainable, op_error *e)
 {
     op_model_options how = {.act = op_subject_dtype(o->dtype, NULL), .trainable = trainable,
+                            .grad_dtype = o->grad_dtype && trainable == OP_TRAIN_ALL ? OP_BF16 : OP_F32,
                             .lora = {.rank = (int32_t)o->lora_r, .alpha = 2 * (float)o->lora_r, .targets = OP_LORA_ALL}};
     if (o->profile)
         op_profile_start();
@@ -68,7 +69,7 @@ static op_status open_model(op_model **m, const bench_options *o, op_trainable t
 
 static op_learner_options learner_options(const bench_options *o, op_objective f)
 {
-    return (op_learner_options){.objective = f, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .max_grad_norm = 1,
+    return (op_learner_options){.objective = f, .optim = (op_optim)o->optim, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .max_grad_norm = 1,
                                 .block_tokens = (int32_t)o->block_tokens, .share_min = 16};
 }
 

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <operant/env.h>
+#include <operant/train.h>
 
 #include "cli/bench.h"
 #include "cli/cli.h"
@@ -19,6 +20,8 @@ static const op_option table[] = {
     {"batch", OP_OPTION_INT, AT(batch), "8", 1, 4096, NULL, "train, lora: sequences of a step"},
     {"length", OP_OPTION_INT, AT(length), "256", 2, 1 << 20, NULL, "train, lora: tokens of a sequence"},
     {"lora.r", OP_OPTION_INT, AT(lora_r), "16", 1, 512, NULL, "lora: rank"},
+    {"optim", OP_OPTION_CHOICE, AT(optim), "adamw", 0, 0, OP_OPTIM_CHOICES, "train, lora, update: adamw_8bit keeps its moments in 8 bits"},
+    {"grad_dtype", OP_OPTION_CHOICE, AT(grad_dtype), "f32", 0, 0, "f32|bf16", "train, update: type of the gradients; bf16 wants dtype=bf16"},
     {"block_tokens", OP_OPTION_INT, AT(block_tokens), "512", 1, 1 << 24, NULL, "train, lora, update: tokens of a micro-batch"},
     {"prefill_tokens", OP_OPTION_INT, AT(prefill_tokens), "500", 1, 1 << 20, NULL, "prefill: length of the prompt"},
     {"at_once", OP_OPTION_LIST, AT(at_once), "1,32", 0, 0, NULL, "generate: texts at once, 1..32; one measurement for each number"},

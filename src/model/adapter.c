@@ -110,6 +110,8 @@ static op_status adapter_make(op_model *m, op_adapter *a, const op_lora_options 
     a->act = m->ops->act == OP_F32 ? NULL : op_alloc_aligned(a->n * m->ops->act_size);
     if (!a->values || (trainable && !a->grads) || (m->ops->act != OP_F32 && !a->act))
         return op_error_set(e, OP_ERR_NOMEM, "out of memory for an adapter of %zu parameters", a->n);
+    for (size_t k = 0; k < a->n_table && trainable; k++)
+        a->table[k].grad = a->grads + a->table[k].offset;
     char *act = a->act ? a->act : (void *)a->values;
     size_t at = 0;
     for (size_t i = 0; i < most; i++) {

@@ -46,7 +46,10 @@ void op_layer_embed(const op_model *m, int32_t T, const int32_t *ids, const int3
 {
     int32_t C = m->config.width;
     const float *table = op_model_value(m, -1, OP_ROLE_EMBED);
-    m->ops->embed(T, C, ids, table ? (const void *)table : m->embed_act, !table, out);
+    if (table || m->embed_act)
+        m->ops->embed(T, C, ids, table ? (const void *)table : m->embed_act, !table, out);
+    else
+        m->ops->embed_weight(m->head.W, T, ids, out);
     const float *places = op_model_value(m, -1, OP_ROLE_POSITION);
     for (int32_t t = 0; places && t < T; t++)
         m->ops->add_f32((size_t)C, places + (size_t)position[t] * C, out + (size_t)t * C);

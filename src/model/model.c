@@ -24,6 +24,31 @@ static bool is_product(const op_slot *s)
     return s->cols > 1 && s->role != OP_ROLE_EMBED && s->role != OP_ROLE_POSITION;
 }
 
+/* Float gradients lie as the values do; bf16 ones of matrices apart from the float ones of vectors. */
+static op_status place_gradients(op_model *m, op_error *e)
+{
+    bool act = m->options.grad_dtype == OP_BF16;
+    if (act && m->ops->act != OP_BF16)
+        return op_error_set(e, OP_ERR_ARG, "gradients in bf16 need products in bf16, found dtype %s", op_dtype_name(m->ops->act));
+    m->frozen = m->options.freeze_embedding ? (size_t)m->config.vocab * m->config.width : 0; /* the first slot */
+    size_t vectors = 0, matrices = 0, at[2] = {0};
+    for (size_t i = 0; i < m->n_slots; i++)
+        if (m->slots[i].offset >= m->frozen)
+            *(act && m->slots[i].cols > 1 ? &matrices : &vectors) += (size_t)(m->slots[i].rows * m->slots[i].cols);
+    op_status s = OP_OK;
+    m->grads = need(vectors * sizeof(float), "gradients", &s, e);
+    m->grads_act = act ? need(matrices * m->ops->act_size, "gradients", &s, e) : NULL;
+    for (size_t i = 0; i < m->n_slots && !s; i++) {
+        op_slot *x = &m->slots[i];
+        if (x->offset < m->frozen)
+            continue;
+        x->grad_act = act && x->cols > 1;
+        x->grad = x->grad_act ? (char *)m->grads_act + at[1] * m->ops->act_size : (char *)(m->grads + at[0]);
+        at[x->grad_act] += (size_t)(x->rows * x->cols);
+    }
+    return s;
+}
+
 /* Places every slot: all of them in one array, or only what is no product. */
 static op_status place(op_model *m, op_error *e)
 {
@@ -33,12 +58,8 @@ static op_status place(op_model *m, op_error *e)
         if (!is_product(&m->slots[i]) && m->slots[i].role != OP_ROLE_EMBED)
             small += (size_t)(m->slots[i].rows * m->slots[i].cols);
     m->values = need((m->floats ? m->n_values : small) * sizeof(float), "weights", &s, e);
-    if (m->options.trainable == OP_TRAIN_ALL) {
-        m->frozen = m->options.freeze_embedding ? (size_t)m->config.vocab * m->config.width : 0; /* the first slot */
-        m->grads = need((m->n_values - m->frozen) * sizeof(float), "gradients", &s, e);
-    }
-    if (!m->floats)
-        m->embed_act = need((size_t)m->config.vocab * m->config.width * m->ops->act_size, "the embedding", &s, e);
+    if (m->options.trainable == OP_TRAIN_ALL)
+        s = s ? s : place_gradients(m, e);
     if (s)
         return s;
     size_t at = 0;
@@ -46,7 +67,6 @@ static op_status place(op_model *m, op_error *e)
         op_slot *x = &m->slots[i];
         if (m->floats) {
             x->value = m->values + x->offset;
-            x->grad = m->grads && x->offset >= m->frozen ? m->grads + (x->offset - m->frozen) : NULL;
         } else if (!is_product(x) && x->role != OP_ROLE_EMBED) {
             x->value = m->values + at;
             at += (size_t)(x->rows * x->cols);
@@ -203,7 +223,7 @@ static op_status read_group(op_model *m, op_group *g, void *ctx, op_error *e)
         op_status s = read_slot(m, r->tensors, x, w, r->scratch, e);
         if (s)
             return s;
-        if (x->role == OP_ROLE_EMBED)
+        if (x->role == OP_ROLE_EMBED && m->embed_act)
             m->ops->to_act((size_t)(x->rows * x->cols), w, m->embed_act);
         w += x->rows * x->cols;
     }
@@ -261,6 +281,9 @@ static op_status model_alloc(op_model **out, const op_model_config *c, const op_
     size_t table = (size_t)m->rope_rows * (size_t)(c->head_dim / 2) * sizeof(float);
     if (!(s = op_slots_build(m, e)) && !(s = place(m, e)))
         s = groups_make(m, e);
+    bool packed_rows = m->config.tied && m->head.W && m->ops->embeds(m->head.W);
+    if (!m->floats && !packed_rows)
+        m->embed_act = need((size_t)c->vocab * c->width * m->ops->act_size, "the embedding", &s, e);
     m->cos = need(table, "rotary angles", &s, e);
     m->sin = need(table, "rotary angles", &s, e);
     if (!s)
@@ -273,7 +296,7 @@ static op_status model_alloc(op_model **out, const op_model_config *c, const op_
             const op_slot *x = &m->slots[i];
             if (x->grad)
                 m->params[m->n_params++] = (op_param){.name = x->name, .offset = x->offset - m->frozen, .n = (size_t)(x->rows * x->cols),
-                                      .rows = x->rows, .cols = x->cols, .decay = x->cols > 1};
+                                      .rows = x->rows, .cols = x->cols, .decay = x->cols > 1, .grad = x->grad, .grad_act = x->grad_act};
         }
     }
     if (s) {
@@ -428,6 +451,7 @@ void op_model_free(op_model *m)
         each_group(m, group_free, NULL, NULL);
     op_free_aligned(m->values);
     op_free_aligned(m->grads);
+    op_free_aligned(m->grads_act);
     op_free_aligned(m->embed_act);
     op_free_aligned(m->cos);
     op_free_aligned(m->sin);
@@ -455,7 +479,7 @@ const op_model_options *op_model_get_options(const op_model *m)
 op_params op_model_params(op_model *m)
 {
     if (m->options.trainable == OP_TRAIN_ALL)
-        return (op_params){m->values + m->frozen, m->grads, m->n_values - m->frozen, m->params, m->n_params};
+        return (op_params){m->values + m->frozen, m->grads_act ? NULL : m->grads, m->n_values - m->frozen, m->params, m->n_params};
     if (m->options.trainable == OP_TRAIN_ADAPTER) {
         const op_adapter *a = &m->adapters[0];
         return (op_params){a->values, a->grads, a->n, a->table, a->n_table};
@@ -471,7 +495,8 @@ int64_t op_model_count(const op_model *m)
 size_t op_model_bytes(const op_model *m)
 {
     size_t n = m->floats ? m->n_values * sizeof(float) : 0;
-    n += m->grads ? (m->n_values - m->frozen) * sizeof(float) : 0;
+    for (size_t i = 0; i < m->n_params; i++)
+        n += m->params[i].n * (m->params[i].grad_act ? m->ops->act_size : sizeof(float));
     size_t orientations = m->options.trainable == OP_TRAIN_NONE ? 1 : 2;
     n += m->ops->keeps_f32 ? 0 : m->n_values * m->ops->act_size * orientations;
     n += m->embed_act ? (size_t)m->config.vocab * m->config.width * m->ops->act_size : 0;

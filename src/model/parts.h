@@ -30,7 +30,9 @@ typedef struct op_slot {
     int32_t layer;      /* -1: outside the layers */
     int64_t rows, cols; /* cols 1 for vectors */
     size_t offset;      /* in values, when all weights are float */
-    float *value, *grad; /* NULL where not kept */
+    float *value;       /* NULL where not kept */
+    void *grad;         /* NULL where not kept; of matrices in the activation type if grad_act, else float */
+    bool grad_act;
     bool transposed;    /* stored [cols, rows] in Hugging Face's file (GPT-2's Conv1D) */
 } op_slot;
 
@@ -75,11 +77,12 @@ struct op_model {
     bool floats;       /* every slot has a float value */
     op_slot *slots;
     size_t n_slots, n_values;
-    float *values, *grads;
+    float *values, *grads; /* grads: of vectors alone when the matrices' are in grads_act */
+    void *grads_act;
     size_t frozen;     /* floats at the start of values that have no gradient: the embedding's, or 0 */
     op_layer *layers;
     size_t slot[OP_ROLE_COUNT]; /* those outside the layers */
-    void *embed_act;   /* [V, C] in the activation type when !floats */
+    void *embed_act;   /* [V, C] in the activation type when !floats, unless the head is tied to it and gives rows back */
     op_group head;     /* over the embedding or its own slot */
     float *cos, *sin;  /* [max_positions, D/2] */
     int32_t rope_rows;

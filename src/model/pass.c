@@ -9,7 +9,9 @@
 #include "base/mem.h"
 #include "model/parts.h"
 
-enum { HEAD_ROWS = 256 }; /* rows of logits that exist at a time */
+/* Rows of logits that exist at a time. Each chunk adds to the gradient of the output layer, which is passed over once more for it: with fewer rows that
+ * costs more than the memory is worth, unless there is no such gradient or only half as much of it. */
+enum { HEAD_ROWS = 256, HEAD_ROWS_LIGHT = 128 };
 
 /* What a layer leaves for its backward. */
 typedef struct kept {
@@ -27,8 +29,9 @@ struct op_pass {
     bool has_kept;     /* the buffers hold a `kept` for every layer */
     int32_t rank;      /* adapters' rank that they hold */
     bool hooked;       /* they hold room for a logits hook's gradient */
+    char *memory;      /* all of them, one after the other */
     size_t bytes;
-    op_arena memory;
+    int32_t head_rows; /* rows of logits that the buffers hold */
     kept *layer;       /* [L] */
     float *resid_out;  /* [T, C] */
     float *final_mean, *final_rstd;
@@ -66,7 +69,7 @@ op_status op_pass_new(op_pass **out, op_model *m, op_error *e)
         return op_error_set(e, OP_ERR_NOMEM, "out of memory for a pass");
     }
     p->m = m;
-    op_arena_init(&p->memory);
+    p->head_rows = 1;
     *out = p;
     return OP_OK;
 }
@@ -75,7 +78,7 @@ void op_pass_free(op_pass *p)
 {
     if (!p)
         return;
-    op_arena_release(&p->memory);
+    op_free_aligned(p->memory);
     op_free(p->seqs);
     op_free(p->seq_start);
     op_free(p->seg);
@@ -86,99 +89,133 @@ void op_pass_free(op_pass *p)
 
 size_t op_pass_bytes(const op_pass *p)
 {
-    return p->memory.peak;
+    return p->bytes;
 }
 
 /* ---- buffers ---- */
 
-static void *take(op_pass *p, size_t n, size_t size, bool *ok)
+/* The next n elements of the memory at `p->memory`, or, while that is NULL, only their place. */
+static void *take(op_pass *p, size_t *at, size_t n, size_t size)
 {
-    void *q = *ok ? op_arena_alloc(&p->memory, n * size) : NULL;
-    *ok = *ok && q;
+    void *q = p->memory ? p->memory + *at : NULL;
+    *at += (n * size + 63) / 64 * 64;
     return q;
 }
 
-static void take_layer(op_pass *p, kept *k, size_t T, bool *ok)
+static void take_layer(op_pass *p, kept *k, size_t T, size_t *at)
 {
     const op_model_config *c = &p->m->config;
     size_t act = p->m->ops->act_size;
-    k->resid_mid = take(p, T * (size_t)c->width, sizeof(float), ok);
-    k->mean1 = take(p, T, sizeof(float), ok);
-    k->rstd1 = take(p, T, sizeof(float), ok);
-    k->mean2 = take(p, T, sizeof(float), ok);
-    k->rstd2 = take(p, T, sizeof(float), ok);
-    k->q.qkv = take(p, T * (size_t)op_joint_width(c), act, ok);
-    k->att = take(p, T * (size_t)(c->heads * c->head_dim), act, ok);
-    k->lse = take(p, T * (size_t)c->heads, sizeof(float), ok);
-    k->gu = take(p, T * (size_t)op_gu_width(c), act, ok);
+    k->resid_mid = take(p, at, T * (size_t)c->width, sizeof(float));
+    k->mean1 = take(p, at, T, sizeof(float));
+    k->rstd1 = take(p, at, T, sizeof(float));
+    k->mean2 = take(p, at, T, sizeof(float));
+    k->rstd2 = take(p, at, T, sizeof(float));
+    k->q.qkv = take(p, at, T * (size_t)op_joint_width(c), act);
+    k->att = take(p, at, T * (size_t)(c->heads * c->head_dim), act);
+    k->lse = take(p, at, T * (size_t)c->heads, sizeof(float));
+    k->gu = take(p, at, T * (size_t)op_gu_width(c), act);
     if (c->qk_norm) {
-        k->q.qk_raw = take(p, T * (size_t)((c->heads + c->kv_heads) * c->head_dim), act, ok);
-        k->q.q_rstd = take(p, T * (size_t)c->heads, sizeof(float), ok);
-        k->q.k_rstd = take(p, T * (size_t)c->kv_heads, sizeof(float), ok);
+        k->q.qk_raw = take(p, at, T * (size_t)((c->heads + c->kv_heads) * c->head_dim), act);
+        k->q.q_rstd = take(p, at, T * (size_t)c->heads, sizeof(float));
+        k->q.k_rstd = take(p, at, T * (size_t)c->kv_heads, sizeof(float));
     }
 }
 
+static void take_layers(op_pass *p, size_t n, bool keep, size_t *at)
+{
+    const op_model_config *c = &p->m->config;
+    bool every = keep && !p->m->options.recompute;
+    for (int32_t l = 0; l < c->layers; l++) {
+        kept *k = &p->layer[l];
+        if (l == 0 || every)
+            take_layer(p, k, n, at);
+        else
+            *k = p->layer[0];
+        if (l == 0 || keep)
+            k->resid_in = take(p, at, n * (size_t)c->width, sizeof(float));
+    }
+}
+
+/* What only a layer uses, and what only the output layer uses: never at the same time, so they share their place. */
+static void take_scratch(op_pass *p, size_t n, bool keep, size_t rank, size_t *at)
+{
+    const op_model_config *c = &p->m->config;
+    size_t act = p->m->ops->act_size, C = (size_t)c->width, V = (size_t)c->vocab, rows = (size_t)p->head_rows, begin = *at;
+    size_t heads = (size_t)(c->heads * c->head_dim); /* Qwen3's raw queries pass through `wide` too */
+    size_t widest = (size_t)op_gu_width(c) > heads ? (size_t)op_gu_width(c) : heads;
+    p->wide = take(p, at, n * widest, act);
+    if (keep) {
+        p->wide2 = take(p, at, n * widest, act);
+        p->d_qkv = take(p, at, n * (size_t)op_joint_width(c), act);
+        p->d_att = take(p, at, n * heads, act);
+    }
+    if (rank) {
+        p->lora.h = take(p, at, n * rank, act);
+        p->lora.dh = take(p, at, n * rank, act);
+        p->lora.wide = take(p, at, n * (widest > C ? widest : C), act);
+    }
+    size_t end = *at;
+    *at = begin;
+    p->extra = NULL;
+    p->logits = take(p, at, rows * V, sizeof(float));
+    if (keep) {
+        p->d_logits = take(p, at, rows * V, act);
+        p->d_rows = take(p, at, rows * C, sizeof(float));
+        if (p->m->hook)
+            p->extra = take(p, at, rows * V, sizeof(float));
+    }
+    *at = *at > end ? *at : end;
+}
+
+/* Lays out everything for n rows; returns the bytes. */
+static size_t lay_out(op_pass *p, size_t n, bool keep, size_t rank)
+{
+    size_t act = p->m->ops->act_size, C = (size_t)p->m->config.width, rows = (size_t)p->head_rows, at = 0;
+    take_layers(p, n, keep, &at);
+    p->resid_out = take(p, &at, n * C, sizeof(float));
+    p->final_mean = take(p, &at, n, sizeof(float));
+    p->final_rstd = take(p, &at, n, sizeof(float));
+    p->hidden = take(p, &at, n * C, act);
+    p->x = take(p, &at, n * C, act);
+    if (keep) {
+        p->d_hidden = take(p, &at, n * C, sizeof(float));
+        p->d_resid = take(p, &at, n * C, sizeof(float));
+        p->d_x = take(p, &at, n * C, act);
+    }
+    p->rows_act = take(p, &at, rows * C, act);
+    p->lse = take(p, &at, rows, sizeof(float));
+    p->chunk_tokens = take(p, &at, rows, sizeof(int32_t));
+    p->targets = take(p, &at, rows, sizeof(int32_t));
+    p->ids = take(p, &at, n, sizeof(int32_t));
+    p->position = take(p, &at, n, sizeof(int32_t));
+    p->before = take(p, &at, n, sizeof(int32_t));
+    take_scratch(p, n, keep, rank, &at);
+    return at;
+}
+
+/* The buffers as they are, or larger ones: measured first, then one piece of memory. */
 static op_status reserve(op_pass *p, int32_t T, bool keep, op_error *e)
 {
     const op_model *m = p->m;
-    const op_model_config *c = &m->config;
     int32_t most = op_lora_rank(m);
     if (T <= p->capacity && (!keep || p->has_kept) && most <= p->rank && (!m->hook || !keep || p->hooked))
         return OP_OK;
     keep = keep || p->has_kept;
-    op_arena_release(&p->memory);
-    size_t n = (size_t)(T > p->capacity ? T : p->capacity), act = m->ops->act_size;
+    size_t n = (size_t)(T > p->capacity ? T : p->capacity);
     n = (n + 63) / 64 * 64;
+    op_free_aligned(p->memory);
+    p->memory = NULL;
     p->capacity = 0;
     p->kept_valid = false;
-    bool ok = true, every = keep && !m->options.recompute;
-    size_t C = (size_t)c->width;
-    for (int32_t l = 0; l < c->layers; l++) {
-        kept *k = &p->layer[l];
-        if (l == 0 || every) {
-            take_layer(p, k, n, &ok);
-        } else {
-            *k = p->layer[0];
-        }
-        if (l == 0 || keep)
-            k->resid_in = take(p, n * C, sizeof(float), &ok);
-    }
-    size_t heads = (size_t)(c->heads * c->head_dim); /* Qwen3's raw queries pass through here too */
-    size_t widest = (size_t)op_gu_width(c) > heads ? (size_t)op_gu_width(c) : heads;
-    p->resid_out = take(p, n * C, sizeof(float), &ok);
-    p->final_mean = take(p, n, sizeof(float), &ok);
-    p->final_rstd = take(p, n, sizeof(float), &ok);
-    p->hidden = take(p, n * C, act, &ok);
-    p->x = take(p, n * C, act, &ok);
-    p->wide = take(p, n * widest, act, &ok);
-    if (keep) {
-        p->d_hidden = take(p, n * C, sizeof(float), &ok);
-        p->d_resid = take(p, n * C, sizeof(float), &ok);
-        p->wide2 = take(p, n * widest, act, &ok);
-        p->d_qkv = take(p, n * (size_t)op_joint_width(c), act, &ok);
-        p->d_att = take(p, n * (size_t)(c->heads * c->head_dim), act, &ok);
-        p->d_x = take(p, n * C, act, &ok);
-        p->d_logits = take(p, HEAD_ROWS * (size_t)c->vocab, act, &ok);
-        p->d_rows = take(p, HEAD_ROWS * C, sizeof(float), &ok);
-    }
-    p->logits = take(p, HEAD_ROWS * (size_t)c->vocab, sizeof(float), &ok);
-    p->rows_act = take(p, HEAD_ROWS * C, act, &ok);
-    p->lse = take(p, HEAD_ROWS, sizeof(float), &ok);
-    p->chunk_tokens = take(p, HEAD_ROWS, sizeof(int32_t), &ok);
-    p->ids = take(p, n, sizeof(int32_t), &ok);
-    p->position = take(p, n, sizeof(int32_t), &ok);
-    p->before = take(p, n, sizeof(int32_t), &ok);
-    p->targets = take(p, HEAD_ROWS, sizeof(int32_t), &ok);
-    p->extra = m->hook && keep ? take(p, HEAD_ROWS * (size_t)c->vocab, sizeof(float), &ok) : NULL;
-    size_t rank = (size_t)most, wide = widest > C ? widest : C;
-    wide = (size_t)(c->heads * c->head_dim) > wide ? (size_t)(c->heads * c->head_dim) : wide;
-    if (rank) {
-        p->lora.h = take(p, n * rank, act, &ok);
-        p->lora.dh = take(p, n * rank, act, &ok);
-        p->lora.wide = take(p, n * wide, act, &ok);
-    }
-    if (!ok)
+    const op_slot *head = &m->slots[m->head.first];
+    size_t rows = head->grad && !head->grad_act ? HEAD_ROWS : HEAD_ROWS_LIGHT;
+    p->head_rows = (int32_t)(n < rows ? n : rows);
+    p->bytes = lay_out(p, n, keep, (size_t)most);
+    p->memory = op_alloc_aligned(p->bytes);
+    if (!p->memory)
         return op_error_set(e, OP_ERR_NOMEM, "out of memory for a pass over %zu tokens", n);
+    lay_out(p, n, keep, (size_t)most);
     p->capacity = (int32_t)n;
     p->has_kept = keep;
     p->rank = most;
@@ -398,8 +435,8 @@ static op_status chunk_logits(op_pass *p, int32_t n, const int32_t *rows, float 
 
 op_status op_model_logits(op_model *m, op_pass *p, const int32_t *rows, int32_t n, float *logits, op_error *e)
 {
-    for (int32_t at = 0; at < n; at += HEAD_ROWS) {
-        int32_t k = n - at < HEAD_ROWS ? n - at : HEAD_ROWS;
+    for (int32_t at = 0; at < n; at += p->head_rows) {
+        int32_t k = n - at < p->head_rows ? n - at : p->head_rows;
         for (int32_t i = 0; i < k; i++)
             if (rows[at + i] < 0 || rows[at + i] >= p->batch.n_tokens)
                 return op_error_set(e, OP_ERR_ARG, "row %d, expected 0..%d", rows[at + i], p->batch.n_tokens - 1);
@@ -407,6 +444,15 @@ op_status op_model_logits(op_model *m, op_pass *p, const int32_t *rows, int32_t 
             return op_error_set(e, OP_ERR_NOMEM, "the output layer failed");
     }
     return OP_OK;
+}
+
+/* The gradient of a weight, in float or in the activation type. */
+static op_status weight_backward(op_model *m, const op_group *g, int32_t T, const void *dy, const void *x)
+{
+    const op_slot *w = &m->slots[g->first];
+    if (w->grad && w->grad_act)
+        return m->ops->gemm(true, false, g->N, g->K, T, 1, dy, g->N, x, g->K, 1, w->grad, g->K, false);
+    return w->grad ? m->ops->matmul_dw(T, g->N, g->K, dy, x, w->grad) : OP_OK;
 }
 
 /* One chunk of n tokens (their batch indices in chunk_tokens): log p into logp if not NULL; with slopes also the backward. */
@@ -438,8 +484,7 @@ static op_status head_chunk(op_pass *p, int32_t n, const float *slope, float *lo
     if (!slope)
         return OP_OK;
     m->ops->logprob_backward(n, V, p->logits, p->lse, p->targets, d, extra, p->d_logits);
-    float *dw = m->slots[m->head.first].grad;
-    if (dw && (s = m->ops->matmul_dw(n, V, C, p->d_logits, p->rows_act, dw)))
+    if ((s = weight_backward(m, &m->head, n, p->d_logits, p->rows_act)))
         return s;
     if ((s = m->ops->matmul_dx(m->head.W, n, p->d_logits, OP_OUT_F32, p->d_rows)))
         return s;
@@ -465,7 +510,7 @@ static op_status head_pass(op_pass *p, const uint8_t *want, const float *slope, 
         bool wanted = want ? want[t] : !slope;
         if (p->before[t] >= 0 && (wanted || (slope && slope[t] != 0)))
             p->chunk_tokens[n++] = t;
-        if (n == HEAD_ROWS || (t == T - 1 && n > 0)) {
+        if (n == p->head_rows || (t == T - 1 && n > 0)) {
             s = head_chunk(p, n, slope, logp);
             n = 0;
         }
@@ -482,12 +527,6 @@ op_status op_model_logprobs(op_model *m, op_pass *p, const uint8_t *want, const 
 }
 
 /* ---- backward ---- */
-
-static op_status weight_backward(op_model *m, const op_group *g, int32_t T, const void *dy, const void *x)
-{
-    float *dw = m->slots[g->first].grad;
-    return dw ? m->ops->matmul_dw(T, g->N, g->K, dy, x, dw) : OP_OK;
-}
 
 static void bias_backward(op_model *m, int32_t l, op_role role, int32_t T, const void *dy, int32_t ld)
 {
@@ -581,6 +620,14 @@ static op_status attention_backward(op_pass *p, int32_t l, kept *k)
     return s;
 }
 
+static void embed_backward(op_model *m, const op_slot *table, int32_t T, const int32_t *ids, const float *d)
+{
+    if (table->grad && table->grad_act)
+        m->ops->embed_backward_act(T, m->config.width, ids, d, table->grad);
+    else if (table->grad)
+        m->ops->embed_backward(T, m->config.width, ids, d, table->grad);
+}
+
 /* Parameters lie in the order of the layers. */
 static void tell_gradients(const op_model *m, int32_t l)
 {
@@ -624,9 +671,8 @@ op_status op_model_backward(op_model *m, op_pass *p, const float *slope, op_erro
     if (s)
         return op_error_set(e, s, "the backward pass failed: %s", op_status_string(s));
     const op_slot *table = op_model_slot(m, -1, OP_ROLE_EMBED), *places = op_model_slot(m, -1, OP_ROLE_POSITION);
-    if (table->grad)
-        m->ops->embed_backward(T, C, p->ids, p->d_resid, table->grad);
-    if (places && places->grad)
-        m->ops->embed_backward(T, C, p->position, p->d_resid, places->grad);
+    embed_backward(m, table, T, p->ids, p->d_resid);
+    if (places)
+        embed_backward(m, places, T, p->position, p->d_resid);
     return OP_OK;
 }

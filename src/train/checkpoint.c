@@ -189,12 +189,21 @@ static op_status write_tensors(const char *dir, const char *name, op_tensor_out 
     return status;
 }
 
+static op_status write_moments8(const char *dir, int file, const op_learner *l, json_t *files, op_error *e)
+{
+    op_tensor_out *tensors = op_alloc_zero(2 * l->params.n_table, sizeof *tensors);
+    size_t n = tensors ? op_moments_tensors(&l->moments, &l->params, file == 2, tensors) : 0;
+    return write_tensors(dir, file_names[file], tensors, n, files, e);
+}
+
 /* Of the moments each rank has only its share: they are brought together for the time of writing, so that a file does not tell how many ranks there were. */
 static op_status write_array(const char *dir, int file, op_learner *l, json_t *files, op_error *e)
 {
     const float *array = array_of(l, file);
     float *whole = NULL;
     op_status status = OP_OK;
+    if (file > 0 && l->moments.of)
+        return write_moments8(dir, file, l, files, e);
     if (file > 0 && l->shard.own < l->params.n) {
         whole = op_alloc_aligned(l->params.n * sizeof *whole);
         status = whole ? op_shard_collect(&l->shard, array, whole, e) : no_memory(e, dir);
@@ -335,8 +344,11 @@ static op_status read_array(const char *dir, int file, op_learner *l, bool dry, 
 {
     char *path = op_path_join(dir, file_names[file]);
     op_tensors *tensors = NULL;
-    op_status status = path ? op_tensors_open(&tensors, path, e) : no_memory(e, dir);
-    for (size_t i = 0; !status && i < l->params.n_table; i++) {
+    bool codes = file > 0 && l->moments.of;
+    op_status status = !path ? no_memory(e, dir)
+                       : codes ? op_moments_read(&l->moments, &l->params, file == 2, path, dry, e)
+                               : op_tensors_open(&tensors, path, e);
+    for (size_t i = 0; !status && !codes && i < l->params.n_table; i++) {
         const op_param *x = &l->params.table[i];
         status = read_tensor(tensors, x, file ? &l->shard : NULL, dry ? NULL : array_of(l, file), path, e);
     }

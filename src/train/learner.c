@@ -3,6 +3,15 @@
 #include <math.h>
 #include <string.h>
 
+#include "base/rng.h"
+
+static op_status float_moments(op_learner *l, op_error *e)
+{
+    l->m = op_alloc_aligned(l->shard.own * sizeof(float));
+    l->v = op_alloc_aligned(l->shard.own * sizeof(float));
+    return l->m && l->v ? OP_OK : op_error_set(e, OP_ERR_NOMEM, "out of memory for the optimiser of %zu parameters", l->shard.own);
+}
+
 op_status op_learner_new(op_learner **out, op_model *m, const op_learner_options *o, op_error *e)
 {
     *out = NULL;
@@ -14,6 +23,9 @@ op_status op_learner_new(op_learner **out, op_model *m, const op_learner_options
     if (!ops)
         return op_error_set(e, OP_ERR_UNSUPPORTED, "no backend \"%s\" for %s", how->backend ? how->backend : "cpu",
                             op_dtype_name(how->act));
+    if (op_parallel_size(o->parallel) > 1 && (o->optim == OP_OPTIM_ADAMW_8BIT || !params.grads))
+        return op_error_set(e, OP_ERR_UNSUPPORTED, "%s learns in one process, found %d: each then holds its share of float moments",
+                            o->optim == OP_OPTIM_ADAMW_8BIT ? "optim adamw_8bit" : "grad_dtype bf16", op_parallel_size(o->parallel));
     op_learner *l = op_alloc_zero(1, sizeof *l);
     if (!l)
         return op_error_set(e, OP_ERR_NOMEM, "out of memory for the learner");
@@ -25,11 +37,10 @@ op_status op_learner_new(op_learner **out, op_model *m, const op_learner_options
                                    .adapter = how->trainable == OP_TRAIN_ADAPTER ? 0 : -1};
     op_pack_init(&l->pack);
     op_status status = op_shard_init(&l->shard, o->parallel, params.n, e);
-    l->m = op_alloc_aligned(l->shard.own * sizeof(float));
-    l->v = op_alloc_aligned(l->shard.own * sizeof(float));
     if (!status)
-        status = l->m && l->v ? op_pass_new(&l->pass, m, e)
-                              : op_error_set(e, OP_ERR_NOMEM, "out of memory for the optimiser of %zu parameters", l->shard.own);
+        status = o->optim == OP_OPTIM_ADAMW_8BIT ? op_moments_init(&l->moments, &params, e) : float_moments(l, e);
+    if (!status)
+        status = op_pass_new(&l->pass, m, e);
     if (status)
         op_learner_free(l);
     else
@@ -44,6 +55,7 @@ void op_learner_free(op_learner *l)
     op_shard_release(&l->shard);
     op_pass_free(l->pass);
     op_pack_release(&l->pack);
+    op_moments_release(&l->moments);
     op_free_aligned(l->m);
     op_free_aligned(l->v);
     op_free(l);
@@ -182,6 +194,15 @@ static op_status learn_general(op_learner *l, const scratch *s, double *loss, op
     return status ? status : learn_parts(l, s, e);
 }
 
+static void clear_gradients(op_learner *l)
+{
+    const op_params *p = &l->params;
+    if (p->grads)
+        memset(p->grads, 0, p->n * sizeof *p->grads);
+    for (size_t i = 0; i < p->n_table && !p->grads; i++)
+        memset(p->table[i].grad, 0, p->table[i].n * (p->table[i].grad_act ? l->ops->act_size : sizeof(float)));
+}
+
 op_status op_learner_gradient(op_learner *l, const op_item *items, size_t n, op_step_stats *stats, op_error *e)
 {
     op_status status = op_pack_build(&l->pack, items, n, &l->packing, e);
@@ -196,7 +217,7 @@ op_status op_learner_gradient(op_learner *l, const op_item *items, size_t n, op_
     status = scratch_new(&s, &l->pack, e);
     if (status)
         return status;
-    memset(l->params.grads, 0, l->params.n * sizeof(float));
+    clear_gradients(l);
     status = l->options.objective.linear ? learn_linear(l, &s, &stats->loss, e) : learn_general(l, &s, &stats->loss, e);
     if (!status && !isfinite(stats->loss))
         status = op_error_set(e, OP_ERR_ARG, "the loss of step %lld is %g: lower the learning rate", (long long)l->steps + 1, stats->loss);
@@ -223,9 +244,34 @@ static void update_span(op_learner *l, op_span own, op_adamw how)
     }
 }
 
+/* AdamW parameter by parameter, with gradients or moments that are not all float. */
+static void update_low(op_learner *l, op_adamw how)
+{
+    const op_params *p = &l->params;
+    for (size_t i = 0; i < p->n_table; i++) {
+        const op_param *x = &p->table[i];
+        const op_param_moments *own = l->moments.of ? &l->moments.of[i] : NULL;
+        float *m = own ? own->m : l->m + x->offset, *v = own ? own->v : l->v + x->offset;
+        how.weight_decay = x->decay ? (float)l->options.weight_decay : 0;
+        how.noise = (uint32_t)op_rng_u64(l->options.seed, OP_STREAM_ROUNDING, (uint64_t)l->steps << 20 | i);
+        if (!m)
+            l->ops->adamw8(x->n, p->values + x->offset, x->grad, x->grad_act, &own->codes, &how);
+        else if (x->grad_act)
+            l->ops->adamw_act(x->n, p->values + x->offset, x->grad, m, v, &how);
+        else
+            l->ops->adamw(x->n, p->values + x->offset, x->grad, m, v, &how);
+    }
+}
+
 static double grad_norm(op_learner *l)
 {
     double own = 0;
+    for (size_t i = 0; i < l->params.n_table && !l->params.grads; i++) {
+        const op_param *x = &l->params.table[i];
+        own += x->grad_act ? l->ops->sum_squares_act(x->n, x->grad) : l->ops->sum_squares(x->n, x->grad);
+    }
+    if (!l->params.grads)
+        return sqrt(own);
     for (size_t c = 0; c < l->shard.n_chunks; c++) {
         op_span x = op_shard_span(&l->shard, c);
         own += l->ops->sum_squares(x.n, l->params.grads + x.first);
@@ -254,7 +300,10 @@ op_status op_learner_update(op_learner *l, double lr, op_step_stats *stats, op_e
     double scale = o->max_grad_norm > 0 && norm > o->max_grad_norm ? o->max_grad_norm / norm : 1;
     op_adamw how = {.lr = (float)lr, .beta1 = (float)o->beta1, .beta2 = (float)o->beta2, .eps = (float)o->eps,
                     .grad_scale = (float)scale, .step = l->steps + 1};
-    update_shards(l, how);
+    if (l->moments.of || !l->params.grads)
+        update_low(l, how);
+    else
+        update_shards(l, how);
     l->steps++;
     return op_model_updated(l->model, e);
 }

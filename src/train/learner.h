@@ -5,6 +5,7 @@
 #include <operant/train.h>
 
 #include "ops/ops.h"
+#include "train/moments.h"
 #include "train/pack.h"
 #include "train/parallel.h"
 
@@ -17,7 +18,8 @@ struct op_learner {
     op_pack_options packing;
     op_params params;
     op_shard shard; /* what this rank owns of the parameters */
-    float *m, *v; /* [shard.own] AdamW's moments */
+    float *m, *v; /* [shard.own] AdamW's moments; NULL with optim adamw_8bit, which has: */
+    op_moments moments;
     int64_t steps;
 };
 

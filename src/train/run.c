@@ -78,7 +78,9 @@ static op_status make_identity(run *r, op_error *e)
     start_hash(r, start);
     const char *const ours[][2] = {{"the training data with hash", data}, {"the held-out data with hash", held}, {"the base model with hash", model},
                                    {"the first adapter with hash", start},
-                                   {"dtype", op_dtype_name(op_model_get_options(r->model)->act)}};
+                                   {"dtype", op_dtype_name(op_model_get_options(r->model)->act)},
+                                   {"optim", r->o->learner.optim == OP_OPTIM_ADAMW_8BIT ? "adamw_8bit" : "adamw"},
+                                   {"grad_dtype", op_model_params(r->model).grads ? "f32" : "bf16"}};
     r->identity = r->o->identity ? json_copy(r->o->identity) : json_object();
     for (size_t i = 0; i < sizeof ours / sizeof *ours; i++)
         if (!r->identity || json_object_set_new(r->identity, ours[i][0], json_string(ours[i][1])))

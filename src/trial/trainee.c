@@ -54,10 +54,12 @@ static op_status use_given_adapters(op_model *m, int method, op_error *e)
 op_status op_trainee_open(op_subject *out, const op_trainee_options *o, op_error *e)
 {
     op_model_options how = {
-        .backend = o->backend, .act = op_subject_dtype(o->dtype, o->backend), .seed = (uint64_t)o->seed, .recompute = o->recompute, .freeze_embedding = o->freeze_embedding,
+        .backend = o->backend, .grad_dtype = o->grad_dtype ? OP_BF16 : OP_F32, .act = op_subject_dtype(o->dtype, o->backend), .seed = (uint64_t)o->seed, .recompute = o->recompute, .freeze_embedding = o->freeze_embedding,
         .trainable = o->method == OP_METHOD_LORA ? OP_TRAIN_ADAPTER : OP_TRAIN_ALL,
         .lora = {.rank = (int32_t)o->lora_r, .alpha = (float)o->lora_alpha, .dropout = (float)o->lora_dropout, .rslora = o->lora_rslora}};
     op_status status = o->method == OP_METHOD_LORA ? parse_targets(o->lora_target_modules, &how.lora.targets, e) : OP_OK;
+    if (!status && o->grad_dtype && o->method == OP_METHOD_LORA)
+        status = op_error_set(e, OP_ERR_ARG, "grad_dtype bf16 is for method full: the gradients of an adapter are float");
     if (!status)
         status = op_subject_open(out, o->model, &how, e);
     if (!status && (status = use_given_adapters(out->model, o->method, e)))
@@ -67,7 +69,7 @@ op_status op_trainee_open(op_subject *out, const op_trainee_options *o, op_error
 
 op_learner_options op_trainee_learner(const op_trainee_options *o)
 {
-    return (op_learner_options){.beta1 = o->adam_beta1, .beta2 = o->adam_beta2, .eps = o->adam_epsilon, .weight_decay = o->weight_decay,
+    return (op_learner_options){.optim = (op_optim)o->optim, .beta1 = o->adam_beta1, .beta2 = o->adam_beta2, .eps = o->adam_epsilon, .weight_decay = o->weight_decay,
                                 .max_grad_norm = o->max_grad_norm, .block_tokens = (int32_t)o->block_tokens,
                                 .share_min = (int32_t)o->share_prefix, .seed = (uint64_t)o->seed};
 }

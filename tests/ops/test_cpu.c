@@ -1,7 +1,10 @@
 /* Every op of cpu/f32 and cpu/bf16 against ref, on odd shapes and at every level of SIMD that the processor has. */
+#include <stdlib.h>
+
 #define OP_ACT_BF16 0
 #include "help.h"
 #include "ops/cpu/simd.h"
+#include "ops/dynamic8.h"
 
 static const op_ops *ref;
 
@@ -497,13 +500,176 @@ static void check_vocabulary(const op_ops *ops)
         memcpy(p2, p, n * 4);
         memcpy(m2, m, n * 4);
         memcpy(v2, v, n * 4);
-        op_adamw o = {0.01f, 0.9f, 0.95f, 1e-8f, 0.1f, 0.5f, step};
+        op_adamw o = {0.01f, 0.9f, 0.95f, 1e-8f, 0.1f, 0.5f, step, 0};
         ref->adamw(n, p, g, m, v, &o);
         ops->adamw(n, p2, g, m2, v2, &o);
         assert_close("adamw p", n, p2, p, 1e-6, 1e-6);
         assert_close("adamw m", n, m2, m, 1e-6, 0);
         assert_close("adamw v", n, v2, v, 1e-6, 0);
     }
+}
+
+/* ---- moments in 8 bits, gradients in the activation type ---- */
+
+typedef struct moments {
+    op_moments8 x;
+    size_t n, blocks;
+} moments;
+
+static moments moments_new(size_t n)
+{
+    size_t blocks = (n + OP_MOMENT_BLOCK - 1) / OP_MOMENT_BLOCK;
+    return (moments){{hold(n), hold(n), zeros(blocks), zeros(blocks)}, n, blocks};
+}
+
+static void moments_copy(moments *to, const moments *from)
+{
+    memcpy(to->x.m, from->x.m, from->n);
+    memcpy(to->x.v, from->x.v, from->n);
+    memcpy(to->x.m_top, from->x.m_top, from->blocks * sizeof(float));
+    memcpy(to->x.v_top, from->x.v_top, from->blocks * sizeof(float));
+}
+
+/* A value right between the codes may go to either; never further. */
+static void assert_same_codes(const char *what, size_t n, const uint8_t *got, const uint8_t *want)
+{
+    size_t differ = 0;
+    for (size_t i = 0; i < n; i++) {
+        differ += got[i] != want[i];
+        if (abs(got[i] - want[i]) > 1)
+            fail_msg("%s: code %zu is %d, expected %d", what, i, got[i], want[i]);
+    }
+    if (differ > n / 500 + 1)
+        fail_msg("%s: %zu of %zu codes differ", what, differ, n);
+}
+
+static void check_moments8(const op_ops *ops)
+{
+    static const size_t sizes[] = {1, 255, 256, 513, 20003};
+    for (int i = 0; i < 5; i++)
+        for (int g_act = 0; g_act < 2; g_act++) {
+            size_t n = sizes[i];
+            moments got = moments_new(n), want = moments_new(n);
+            float *p = noise(n, 1), *p2 = zeros(n);
+            for (int step = 1; step <= 3; step++) {
+                float *g = noise(n, 1e-3);
+                for (size_t k = 0; k < n; k += 7)
+                    g[k] *= k % 2 ? 1e-4f : 0;
+                void *a = as_act(ops, n, g);
+                op_adamw o = {0.01f, 0.9f, 0.95f, 1e-8f, 0.1f, 0.5f, step, 77u * (uint32_t)step};
+                moments_copy(&want, &got);
+                memcpy(p2, p, n * sizeof *p);
+                ref->adamw8(n, p, g, false, &want.x, &o);
+                ops->adamw8(n, p2, g_act ? a : (const void *)g, g_act, &got.x, &o);
+                assert_close("adamw8 p", n, p2, p, 1e-6, 1e-5);
+                assert_close("adamw8 largest m", got.blocks, got.x.m_top, want.x.m_top, 1e-6, 0);
+                assert_close("adamw8 largest v", got.blocks, got.x.v_top, want.x.v_top, 1e-6, 0);
+                assert_same_codes("adamw8 m", n, got.x.m, want.x.m);
+                assert_same_codes("adamw8 v", n, got.x.v, want.x.v);
+            }
+        }
+}
+
+static void adamw_with_moments_of_8_bits_agrees_with_ref(void **state)
+{
+    (void)state;
+    everywhere(check_moments8);
+}
+
+/* With beta 0 the moments are the gradient and its square: what they hold is told by their codes. */
+static void the_rounding_of_8_bit_moments_is_right_on_average_and_exact_for_the_largest(void **state)
+{
+    (void)state;
+    enum { N = 256, TIMES = 4000 };
+    const op_ops *ops = op_ops_get("cpu", OP_F32);
+    moments x = moments_new(N);
+    float *p = zeros(N), *g = zeros(N);
+    double m[N] = {0}, v[N] = {0};
+    for (int i = 0; i < N; i++)
+        g[i] = (i % 3 ? 1.0f : -1.0f) * powf(10, -2.6f * (float)i / N);
+    for (int k = 0; k < TIMES; k++) {
+        op_adamw o = {0, 0, 0, 1e-8f, 0, 1, 1, 12345u * (uint32_t)k};
+        ops->adamw8(N, p, g, false, &x.x, &o);
+        for (int i = 0; i < N; i++) {
+            double size = (double)x.x.m_top[0] * op_dynamic8_value(x.x.m[i] & 127, OP_DYNAMIC8_TOP_M);
+            m[i] += (x.x.m[i] & OP_DYNAMIC8_SIGN ? -size : size) / TIMES;
+            v[i] += (double)x.x.v_top[0] * op_dynamic8_value(x.x.v[i], OP_DYNAMIC8_TOP_V) / TIMES;
+        }
+    }
+    assert_float_equal(m[0], (double)g[0], 1e-6);
+    assert_float_equal(v[0], (double)g[0] * (double)g[0], 1e-6);
+    for (int i = 0; i < N; i++) {
+        double want = (double)g[i];
+        if (fabs(m[i] - want) > 0.02 * fabs(want) || fabs(v[i] - want * want) > 0.04 * want * want)
+            fail_msg("element %d: m %g, expected %g; v %g, expected %g", i, m[i], want, v[i], want * want);
+    }
+}
+
+static void check_gradients_in_act(const op_ops *ops)
+{
+    static const size_t sizes[] = {1, 100, 20011};
+    for (int i = 0; i < 3; i++) {
+        size_t n = sizes[i];
+        float *p = noise(n, 1), *g = noise(n, 1), *m = noise(n, 0.1), *v = zeros(n), *p2 = zeros(n), *m2 = zeros(n), *v2 = zeros(n);
+        void *a = as_act(ops, n, g);
+        memcpy(p2, p, n * 4);
+        memcpy(m2, m, n * 4);
+        op_adamw o = {0.01f, 0.9f, 0.95f, 1e-8f, 0.1f, 0.5f, 3, 0};
+        ref->adamw_act(n, p, g, m, v, &o);
+        ops->adamw_act(n, p2, a, m2, v2, &o);
+        assert_close("adamw_act p", n, p2, p, 1e-6, 1e-6);
+        assert_close("adamw_act m", n, m2, m, 1e-6, 0);
+        assert_close("adamw_act v", n, v2, v, 1e-6, 0);
+        double x = ref->sum_squares_act(n, g), y = ops->sum_squares_act(n, a);
+        assert_true(fabs(x - y) <= 1e-12 * x);
+    }
+    for (int i = 0; i < N_SHAPES; i++) {
+        enum { V = 50 };
+        int T = shapes[i][0], C = shapes[i][1];
+        int32_t ids[130];
+        for (int t = 0; t < T; t++)
+            ids[t] = t * t % V;
+        float *d = noise((size_t)T * C, 1), *table = noise((size_t)V * C, 3);
+        void *a = as_act(ops, (size_t)V * C, table);
+        ref->embed_backward_act(T, C, ids, d, table);
+        ops->embed_backward_act(T, C, ids, d, a);
+        assert_act(ops, "embed_backward_act", (size_t)V * C, a, table, 1e-6);
+    }
+}
+
+static void gradients_in_the_activation_type_agree_with_ref(void **state)
+{
+    (void)state;
+    everywhere(check_gradients_in_act);
+}
+
+static void check_embed_weight(const op_ops *ops)
+{
+    static const int sizes[][2] = {{33, 65}, {100, 48}, {200, 576}, {1, 2}};
+    for (int i = 0; i < 4; i++) {
+        int N = sizes[i][0], K = sizes[i][1];
+        float *w = noise((size_t)N * K, 1), *got = zeros(40 * (size_t)K);
+        op_weight *W = weight(ops, N, K, w);
+        int32_t ids[40];
+        for (int t = 0; t < 40; t++)
+            ids[t] = t * 7 % N;
+        if (ops->act == OP_BF16)
+            as_act(ops, (size_t)N * K, w);
+        if (ops->embeds(W)) {
+            ops->embed_weight(W, 40, ids, got);
+            for (int t = 0; t < 40; t++)
+                assert_memory_equal(got + (size_t)t * K, w + (size_t)ids[t] * K, (size_t)K * sizeof *w);
+        } else {
+            print_message("[          ] %d x %d is packed in a way that gives no rows back\n", N, K);
+        }
+        ops->weight_free(W);
+    }
+}
+
+static void a_packed_weight_gives_its_rows_back(void **state)
+{
+    (void)state;
+    everywhere(check_embed_weight);
 }
 
 static void log_probabilities_and_adamw_agree_with_ref(void **state)
@@ -573,6 +739,10 @@ int main(void)
         cmocka_unit_test_teardown(attention_against_a_cache_agrees_with_ref, drop_all),
         cmocka_unit_test_teardown(cached_attention_gives_the_same_bits_however_the_cache_is_cut, drop_all),
         cmocka_unit_test_teardown(log_probabilities_and_adamw_agree_with_ref, drop_all),
+        cmocka_unit_test_teardown(adamw_with_moments_of_8_bits_agrees_with_ref, drop_all),
+        cmocka_unit_test_teardown(the_rounding_of_8_bit_moments_is_right_on_average_and_exact_for_the_largest, drop_all),
+        cmocka_unit_test_teardown(gradients_in_the_activation_type_agree_with_ref, drop_all),
+        cmocka_unit_test_teardown(a_packed_weight_gives_its_rows_back, drop_all),
         cmocka_unit_test_teardown(the_same_call_gives_the_same_bits, drop_all),
         cmocka_unit_test_teardown(running_out_of_memory_is_reported_and_leaves_the_ops_usable, drop_all),
     };

@@ -364,7 +364,7 @@ static void adamw_moves_by_the_published_rule(void **state)
 {
     (void)state;
     float p = 2, g = 3, m = 0.4f, v = 0.8f;
-    op_adamw o = {0.1f, 0.9f, 0.5f, 1e-3f, 0.2f, 0.5f, 2};
+    op_adamw o = {0.1f, 0.9f, 0.5f, 1e-3f, 0.2f, 0.5f, 2, 0};
     ref->adamw(1, &p, &g, &m, &v, &o);
     double m1 = 0.9 * 0.4 + 0.1 * 1.5, v1 = 0.5 * 0.8 + 0.5 * 2.25;
     double want = 2 - 0.1 * 0.2 * 2 - 0.1 * (m1 / (1 - 0.81)) / (sqrt(v1 / (1 - 0.25)) + 1e-3);

@@ -1,5 +1,6 @@
 #include "tools.h"
 
+#include "base/num.h"
 #include "train/learner.h"
 
 static op_learner_options usual(void)
@@ -272,6 +273,87 @@ static void adamw_over_fifty_steps_is_that_of_double_precision(void **state)
     op_model_free(m);
 }
 
+/* The held-out loss of forty steps. */
+static double learned(op_model *m, op_optim optim)
+{
+    items set = random_items(40, 4, false, 21), held = random_items(8, 4, false, 22);
+    op_learner_options o = usual();
+    o.optim = optim;
+    o.block_tokens = 100; /* several micro-batches, which add up */
+    op_learner *l = learner_on(m, &o);
+    for (int step = 0; step < 40; step++) {
+        op_step_stats s;
+        assert_ok(op_learner_step(l, set.x, set.n, 2e-3, &s, e));
+        assert_true(s.micro_batches > 3);
+    }
+    op_evaluation x;
+    assert_ok(op_learner_evaluate(l, set.x, set.n, &x, e));
+    op_learner_free(l);
+    items_free(&set);
+    items_free(&held);
+    op_model_free(m);
+    return x.loss;
+}
+
+static void moments_of_8_bits_and_gradients_in_bf16_learn_nearly_as_much(void **state)
+{
+    (void)state;
+    double whole = learned(low_model(OP_F32), OP_OPTIM_ADAMW), moments = learned(low_model(OP_F32), OP_OPTIM_ADAMW_8BIT);
+    double grads = learned(low_model(OP_BF16), OP_OPTIM_ADAMW), both = learned(low_model(OP_BF16), OP_OPTIM_ADAMW_8BIT);
+    print_message("[          ] loss %.4f; 8-bit moments %.4f, bf16 gradients %.4f, both %.4f\n", whole, moments, grads, both);
+    assert_true(whole < 3);
+    assert_true(fabs(moments - whole) < 0.05 * whole && fabs(grads - whole) < 0.05 * whole && fabs(both - whole) < 0.05 * whole);
+}
+
+static void gradients_in_bf16_are_those_of_float_rounded(void **state)
+{
+    (void)state;
+    op_model *m[2] = {low_model(OP_F32), low_model(OP_BF16)};
+    items set = random_items(13, 3, true, 11);
+    op_learner_options o = usual();
+    o.block_tokens = 60;
+    double norm[2];
+    for (int i = 0; i < 2; i++) {
+        op_learner *l = learner_on(m[i], &o);
+        op_step_stats s;
+        assert_ok(op_learner_gradient(l, set.x, set.n, &s, e));
+        assert_ok(op_learner_gradient(l, set.x, set.n, &s, e)); /* what was there is forgotten */
+        op_learner_free(l);
+        op_params p = op_model_params(m[i]), whole = op_model_params(m[0]);
+        assert_true(i ? !p.grads : p.grads != NULL);
+        norm[i] = 0;
+        for (size_t k = 0; k < p.n_table; k++) {
+            const op_param *x = &p.table[k];
+            const float *want = whole.grads + x->offset;
+            double off = 0, top = 0;
+            for (size_t j = 0; j < x->n; j++) {
+                double g = x->grad_act ? op_bf16_to_f32(((const op_bf16 *)x->grad)[j]) : ((const float *)x->grad)[j];
+                norm[i] += g * g;
+                off = fmax(off, fabs(g - (double)want[j]));
+                top = fmax(top, fabs((double)want[j]));
+            }
+            if (off > 0.01 * top)
+                fail_msg("%s: off by %g of %g", x->name, off, top);
+        }
+    }
+    assert_float_equal(norm[1], norm[0], 0.01 * norm[0]);
+    items_free(&set);
+    op_model_free(m[0]);
+    op_model_free(m[1]);
+}
+
+static void gradients_in_bf16_need_products_in_bf16(void **state)
+{
+    (void)state;
+    op_model_config c = tiny_config();
+    op_model_options o = {.act = OP_F32, .trainable = OP_TRAIN_ALL, .grad_dtype = OP_BF16};
+    op_model *m = NULL;
+    op_error e;
+    assert_int_equal(op_model_new(&m, &c, &o, &e), OP_ERR_ARG);
+    assert_string_equal(e.message, "gradients in bf16 need products in bf16, found dtype F32");
+    assert_null(m);
+}
+
 static void a_step_without_a_weight_is_an_error(void **state)
 {
     (void)state;
@@ -311,6 +393,9 @@ int main(void)
         cmocka_unit_test(a_loss_is_a_mean_per_trained_weight),
         cmocka_unit_test(a_negative_weight_makes_its_token_less_likely_and_a_positive_one_more),
         cmocka_unit_test(adamw_over_fifty_steps_is_that_of_double_precision),
+        cmocka_unit_test(moments_of_8_bits_and_gradients_in_bf16_learn_nearly_as_much),
+        cmocka_unit_test(gradients_in_bf16_are_those_of_float_rounded),
+        cmocka_unit_test(gradients_in_bf16_need_products_in_bf16),
         cmocka_unit_test(a_step_without_a_weight_is_an_error),
         cmocka_unit_test(a_frozen_model_has_no_learner),
     };

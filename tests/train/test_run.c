@@ -13,21 +13,27 @@
 enum { STEPS = 24 };
 
 static char self[4096]; /* path of this program */
+static bool low;        /* moments in 8 bits and gradients in bf16, for every weight; else an adapter with dropout */
 
 static op_train_options usual(const char *dir)
 {
     return (op_train_options){
-        .learner = {.objective = op_objective_weighted(), .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .weight_decay = 0.01,
+        .learner = {.objective = op_objective_weighted(), .optim = low ? OP_OPTIM_ADAMW_8BIT : OP_OPTIM_ADAMW, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .weight_decay = 0.01,
                     .max_grad_norm = 1, .block_tokens = 48, .share_min = 3, .seed = 9},
         .schedule = {.type = OP_SCHEDULE_COSINE, .lr = 3e-3, .total = STEPS, .warmup = 4},
         .dir = dir, .config = "seed: 9\n", .seed = 9, .sequences = 4, .eval_steps = 8, .save_steps = 3, .save_keep = 2, .log_steps = 2};
+}
+
+static op_model *model(void)
+{
+    return low ? low_model(OP_BF16) : tiny_model(OP_TRAIN_ADAPTER, 0.2f);
 }
 
 /* One process's share of a run; every process makes the same model and data. Dropout is on, so that its counters matter. */
 static op_status run(const op_train_options *o, op_train_result *result, op_error *e)
 {
     op_threads_set(1);
-    op_model *m = tiny_model(OP_TRAIN_ADAPTER, 0.2f);
+    op_model *m = model();
     items set = random_items(11, 3, true, 2), held = random_items(3, 1, false, 3);
     op_status status = op_train_run(m, o, set.x, set.n, held.x, held.n, result, e);
     items_free(&set);
@@ -166,7 +172,7 @@ static pid_t start(const char *dir)
 {
     pid_t pid = fork();
     if (!pid) {
-        execl(self, self, "--child", dir, (char *)NULL);
+        execl(self, self, low ? "--low" : "--child", dir, (char *)NULL);
         _exit(127);
     }
     assert_true(pid > 0);
@@ -183,16 +189,15 @@ static bool ended(pid_t pid)
     return WIFEXITED(status);
 }
 
-static void a_run_killed_at_twenty_random_moments_ends_in_the_same_bits(void **state)
+static void kill_often(int times)
 {
-    (void)state;
     char *whole = temp_dir(), *killed = temp_dir();
     double begin = op_seconds();
     assert_true(ended(start(whole)));
     double lasts = op_seconds() - begin;
     uint64_t draw = (uint64_t)getpid();
     int kills = 0, finished = 0;
-    while (kills < 20) {
+    while (kills < times) {
         pid_t pid = start(killed);
         usleep((useconds_t)(1e6 * lasts * op_rng_uniform(draw, OP_STREAM_TEST, (uint64_t)(kills + finished))));
         kill(pid, SIGKILL);
@@ -210,6 +215,50 @@ static void a_run_killed_at_twenty_random_moments_ends_in_the_same_bits(void **s
     assert_metrics_are_whole(killed);
     remove_dir(whole);
     remove_dir(killed);
+}
+
+static void a_run_killed_at_twenty_random_moments_ends_in_the_same_bits(void **state)
+{
+    (void)state;
+    kill_often(20);
+}
+
+static void so_does_one_with_moments_of_8_bits_and_gradients_in_bf16(void **state)
+{
+    (void)state;
+    low = true;
+    kill_often(10);
+    low = false;
+}
+
+static void a_checkpoint_of_another_optimiser_or_type_of_gradients_is_refused_by_name(void **state)
+{
+    (void)state;
+    static const struct {
+        op_optim optim;
+        op_dtype grads;
+        const char *says;
+    } cases[] = {{OP_OPTIM_ADAMW, OP_BF16, "was made with optim \"adamw_8bit\", now it is \"adamw\""},
+                 {OP_OPTIM_ADAMW_8BIT, OP_F32, "was made with grad_dtype \"bf16\", now it is \"f32\""}};
+    char *dir = temp_dir();
+    low = true;
+    op_train_options o = usual(dir);
+    run_to_end(&o);
+    low = false;
+    items set = random_items(11, 3, true, 2), held = random_items(3, 1, false, 3);
+    for (int i = 0; i < 2; i++) {
+        op_model *m = low_model(cases[i].grads);
+        op_train_result result;
+        op_error e;
+        o.learner.optim = cases[i].optim;
+        assert_int_equal(op_train_run(m, &o, set.x, set.n, held.x, held.n, &result, &e), OP_ERR_MISMATCH);
+        if (!strstr(e.message, cases[i].says))
+            fail_msg("%s", e.message);
+        op_model_free(m);
+    }
+    items_free(&set);
+    items_free(&held);
+    remove_dir(dir);
 }
 
 static void a_half_written_checkpoint_is_never_taken(void **state)
@@ -455,9 +504,8 @@ static void a_run_can_go_on_from_a_checkpoint_given_by_path(void **state)
     remove_dir(second);
 }
 
-static void every_failed_allocation_of_a_run_comes_back_as_an_error(void **state)
+static void fail_every_allocation(void)
 {
-    (void)state;
     char *dir = temp_dir();
     op_train_options o = usual(dir);
     o.schedule.total = 1;
@@ -468,7 +516,7 @@ static void every_failed_allocation_of_a_run_comes_back_as_an_error(void **state
     op_error e;
     long failures = 0;
     for (;; failures++) {
-        op_model *m = tiny_model(OP_TRAIN_ADAPTER, 0);
+        op_model *m = low ? low_model(OP_BF16) : tiny_model(OP_TRAIN_ADAPTER, 0);
         op_alloc_fail_from(failures);
         op_status status = op_train_run(m, &o, set.x, set.n, held.x, held.n, &result, &e);
         op_alloc_fail_from(-1);
@@ -484,15 +532,27 @@ static void every_failed_allocation_of_a_run_comes_back_as_an_error(void **state
     remove_dir(dir);
 }
 
+static void every_failed_allocation_of_a_run_comes_back_as_an_error(void **state)
+{
+    (void)state;
+    fail_every_allocation();
+    low = true;
+    fail_every_allocation();
+    low = false;
+}
+
 int main(int argc, char **argv)
 {
-    if (argc == 3 && !strcmp(argv[1], "--child"))
+    low = argc == 3 && !strcmp(argv[1], "--low");
+    if (low || (argc == 3 && !strcmp(argv[1], "--child")))
         return child(argv[2]);
     ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
     if (n < 0)
         return 1;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_run_killed_at_twenty_random_moments_ends_in_the_same_bits),
+        cmocka_unit_test(so_does_one_with_moments_of_8_bits_and_gradients_in_bf16),
+        cmocka_unit_test(a_checkpoint_of_another_optimiser_or_type_of_gradients_is_refused_by_name),
         cmocka_unit_test(a_run_leaves_its_directory_complete),
         cmocka_unit_test(a_stopped_run_finishes_its_step_and_resumes_to_the_same_bits),
         cmocka_unit_test(a_half_written_checkpoint_is_never_taken),

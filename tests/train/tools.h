@@ -48,6 +48,18 @@ static inline op_model *tiny_model(op_trainable what, float dropout)
     return m;
 }
 
+/* Wide enough for moments of 8 bits, with gradients in bf16. */
+static inline op_model *low_model(op_dtype grad_dtype)
+{
+    op_model_config c = tiny_config();
+    c.width = 64;
+    c.ffn = 96;
+    op_model_options o = {.act = OP_BF16, .trainable = OP_TRAIN_ALL, .seed = 5, .grad_dtype = grad_dtype};
+    op_model *m = NULL;
+    assert_ok(op_model_new(&m, &c, &o, e));
+    return m;
+}
+
 /* Items of 3..24 tokens. Those of one `family` (i % families) begin with the same context; the rest has weights. */
 typedef struct items {
     op_item *x;
