@@ -76,10 +76,10 @@ op_status cli_ranks_join(op_parallel **out, op_error *e)
         return op_error_set(e, OP_ERR_UNSUPPORTED, "this is rank %d of %d, but \"" MODULE "\" is neither beside the program nor in \"" OPERANT_MODULES
                             "\": was operant built without Open MPI", rank, n);
     op_status status = op_parallel_start(out, module, e);
-    if (!status && rank > 0) {
+    if (!status && rank > 0)
         op_log_set(NULL, NULL);
-        cli_stop_words = "";
-    }
+    /* mpirun sends the same signal to those who are left when one rank dies. */
+    cli_stop_words = rank > 0 ? "" : "\ntold to stop: after this step, with a checkpoint (if a rank has died, at once: the same command goes on from the newest one)\n";
     return status;
 }
 

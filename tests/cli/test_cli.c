@@ -46,6 +46,8 @@ static void write_text(const char *name, const char *text)
     assert_int_equal(op_file_put(in_dir(name), text, strlen(text), NULL), OP_OK);
 }
 
+static const char *launcher = ""; /* what stands before the program */
+
 /* Runs "operant WORDS" in the directory; out and err receive what it wrote. Returns its exit status. */
 static int operant(const char *format, ...)
 {
@@ -55,7 +57,7 @@ static int operant(const char *format, ...)
     vsnprintf(words, sizeof words, format, args);
     va_end(args);
     const char *program = getenv("OPERANT");
-    snprintf(command, sizeof command, "cd %s && %s %s >.out 2>.err", dir, program ? program : "build/operant", words);
+    snprintf(command, sizeof command, "cd %s && %s%s %s >.out 2>.err", dir, launcher, program ? program : "build/operant", words);
     int status = system(command);
     read_text(".out", out, sizeof out);
     read_text(".err", err, sizeof err);
@@ -652,6 +654,52 @@ static void an_interrupted_training_goes_on(void **state)
     assert_has(out, "checkpoints");
 }
 
+static int count(const char *text, const char *part)
+{
+    int n = 0;
+    while ((text = strstr(text, part)))
+        text++, n++;
+    return n;
+}
+
+static bool has_mpirun(void)
+{
+    const char *program = getenv("OPERANT");
+    char module[4200];
+    snprintf(module, sizeof module, "%s-mpi.so", program ? program : "build/operant");
+    bool has = !access(module, R_OK) && system("command -v mpirun >/dev/null") == 0;
+    if (!has)
+        printf("skip: no mpirun, or operant was built without Open MPI\n");
+    return has;
+}
+
+static void two_processes_train_what_one_does_and_one_of_them_speaks(void **state)
+{
+    (void)state;
+    if (!has_mpirun())
+        skip();
+    const char *words = "train model=model train_file=d.jsonl max_steps=4 learning_rate=0.01 eval_fraction=0.5 max_length=64 dtype=f32 output_dir";
+    succeeds(operant("%s=alone --json", words));
+    json_t *alone = json_loads(out, 0, NULL);
+    launcher = "ASAN_OPTIONS=detect_leaks=0 OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 mpirun -n 2 --oversubscribe --bind-to none ";
+    int status = operant("%s=together --json", words);
+    json_t *together = json_loads(out, 0, NULL); /* two documents would be an error */
+    int wrong = status ? 0 : operant("%s=together bogus=1", words);
+    launcher = "";
+    succeeds(status);
+    static const char *const keys[] = {"loss", "eval_loss_before", "eval_loss"};
+    for (int i = 0; i < 3; i++) {
+        json_t *a = json_object_get(alone, keys[i]), *b = json_object_get(together, keys[i]);
+        assert_true(json_is_real(a) && json_is_real(b));
+        assert_true(fabs(json_real_value(a) - json_real_value(b)) < 1e-4);
+    }
+    assert_true(wrong != 0);
+    assert_int_equal(count(err, "unknown key \"bogus\""), 1);
+    json_decref(alone);
+    json_decref(together);
+    says_the_same("alone", "together");
+}
+
 static void env_tells_versions_and_features(void **state)
 {
     (void)state;
@@ -701,8 +749,11 @@ int main(void)
         cmocka_unit_test(a_finished_training_leaves_a_report),
         cmocka_unit_test(the_process_keeps_its_name_and_its_first_word),
         cmocka_unit_test(an_interrupted_training_goes_on),
+        cmocka_unit_test(two_processes_train_what_one_does_and_one_of_them_speaks),
         cmocka_unit_test(env_tells_versions_and_features),
         cmocka_unit_test(bench_reports_every_number),
+        cmocka_unit_test(a_profile_accounts_for_the_whole_time),
+        cmocka_unit_test(bench_measures_an_update_and_the_tokenizer),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
