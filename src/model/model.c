@@ -1,4 +1,5 @@
 /* Opening, holding and closing a model: where its tensors live, and how they get there. */
+#include <omp.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -138,25 +139,6 @@ op_status op_model_updated(op_model *m, op_error *e)
 
 /* ---- reading weights ---- */
 
-/* llama.cpp stores the rows of Q and K of the llama family with the two halves of a head interleaved; undo it. */
-static void unpermute(const op_model *m, const op_slot *x, float *w, float *scratch)
-{
-    int64_t D = m->config.head_dim, heads = x->rows / D;
-    memcpy(scratch, w, (size_t)(x->rows * x->cols) * sizeof *w);
-    for (int64_t h = 0; h < heads; h++)
-        for (int64_t i = 0; i < D / 2; i++)
-            for (int64_t j = 0; j < 2; j++)
-                memcpy(w + (h * D + j * (D / 2) + i) * x->cols, scratch + (h * D + 2 * i + j) * x->cols,
-                       (size_t)x->cols * sizeof *w);
-}
-
-static void transpose(int64_t rows, int64_t cols, const float *from, float *to)
-{
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t c = 0; c < cols; c++)
-            to[r * cols + c] = from[c * rows + r];
-}
-
 static const op_tensor *find_tensor(const op_tensors *t, const op_slot *x)
 {
     if (op_tensors_get_format(t) == OP_GGUF)
@@ -169,22 +151,50 @@ static const op_tensor *find_tensor(const op_tensors *t, const op_slot *x)
     return op_tensors_find(t, prefixed);
 }
 
-static op_status check_finite(const op_slot *x, const float *w, op_error *e)
+static op_status check_finite(const op_slot *x, int64_t first, int64_t n, const float *w, op_error *e)
 {
-    int64_t n = x->rows * x->cols, bad = -1;
+    const uint32_t exponent = 0x7f800000u;
+    uint32_t bad = 0;
+#pragma omp simd reduction(| : bad)
     for (int64_t i = 0; i < n; i++) {
         uint32_t u;
         memcpy(&u, w + i, 4);
-        if ((u & 0x7f800000u) == 0x7f800000u) {
-            bad = i;
-            break;
-        }
+        bad |= (u & exponent) == exponent;
     }
-    return bad < 0 ? OP_OK : op_error_set(e, OP_ERR_FORMAT, "tensor \"%s\": element %lld is not finite", x->name, (long long)bad);
+    for (int64_t i = 0; i < n && bad; i++) {
+        uint32_t u;
+        memcpy(&u, w + i, 4);
+        if ((u & exponent) == exponent)
+            return op_error_set(e, OP_ERR_FORMAT, "tensor \"%s\": element %lld is not finite", x->name, (long long)(first + i));
+    }
+    return OP_OK;
 }
 
-/* Reads one slot into w[rows, cols]; scratch holds as much. */
-static op_status read_slot(const op_model *m, const op_tensors *t, const op_slot *x, float *w, float *scratch, op_error *e)
+/* Where llama.cpp stores row r of Q and K of the llama family: the two halves of a head are interleaved. */
+static int64_t interleaved(int64_t r, int64_t D)
+{
+    int64_t i = r % D;
+    return r - i + 2 * (i % (D / 2)) + i / (D / 2);
+}
+
+/* Rows first..first+n-1 of a matrix that the file holds transposed. */
+static op_status read_columns(const op_tensor *t, const op_slot *x, int64_t first, int64_t n, float *w, op_error *e)
+{
+    enum { AT_ONCE = 256 };
+    float part[AT_ONCE];
+    op_status s = OP_OK;
+    for (int64_t c = 0; c < x->cols; c++)
+        for (int64_t r = 0, k; r < n && !s; r += k) {
+            k = n - r < AT_ONCE ? n - r : AT_ONCE;
+            s = op_tensor_read_f32(t, c * x->rows + first + r, k, part, e);
+            for (int64_t i = 0; i < k; i++)
+                w[(r + i) * x->cols + c] = part[i];
+        }
+    return s;
+}
+
+/* Rows first..first+n-1 of a slot into w[n, cols]. */
+static op_status read_rows(const op_model *m, const op_tensors *t, const op_slot *x, int64_t first, int64_t n, float *w, op_error *e)
 {
     const op_tensor *found = find_tensor(t, x);
     bool gguf = op_tensors_get_format(t) == OP_GGUF;
@@ -198,61 +208,125 @@ static op_status read_slot(const op_model *m, const op_tensors *t, const op_slot
         return op_error_set(e, OP_ERR_MISMATCH, "tensor \"%s\" has shape [%lld, %lld], expected [%lld, %lld]", found->name,
                             (long long)found->shape[0], (long long)(found->rank > 1 ? found->shape[1] : 1), (long long)rows,
                             (long long)cols);
-    op_status s = op_tensor_read_f32(found, 0, found->count, transposed ? scratch : w, e);
-    if (s)
-        return s;
-    if (transposed)
-        transpose(x->rows, x->cols, scratch, w);
     bool rope_rows = x->role == OP_ROLE_Q || x->role == OP_ROLE_K || x->role == OP_ROLE_Q_B || x->role == OP_ROLE_K_B;
-    if (gguf && rope_rows && m->config.family == OP_LLAMA)
-        unpermute(m, x, w, scratch);
-    return check_finite(x, w, e);
+    op_status s = OP_OK;
+    if (transposed)
+        s = read_columns(found, x, first, n, w, e);
+    else if (!gguf || !rope_rows || m->config.family != OP_LLAMA)
+        s = op_tensor_read_f32(found, first * cols, n * cols, w, e);
+    else
+        for (int64_t r = 0; r < n && !s; r++)
+            s = op_tensor_read_f32(found, interleaved(first + r, m->config.head_dim) * cols, cols, w + r * cols, e);
+    return s ? s : check_finite(x, first * x->cols, n * x->cols, w, e);
 }
+
+/* Some rows of a group's joint matrix, or of a slot that belongs to none: what a thread reads, and packs, at a time. */
+typedef struct piece {
+    const op_group *group; /* or NULL, and */
+    const op_slot *slot;
+    int64_t first, n, cols;
+} piece;
 
 typedef struct reader {
+    op_model *m;
     const op_tensors *tensors;
-    float *group, *scratch; /* room for the largest group, twice */
+    piece *pieces;
+    size_t n, cap;
+    int64_t most; /* values of the largest piece that is packed */
 } reader;
 
-static op_status read_group(op_model *m, op_group *g, void *ctx, op_error *e)
+static op_status add_pieces(reader *r, const op_group *g, const op_slot *x, int64_t rows, int64_t cols, int64_t step, op_error *e)
 {
-    reader *r = ctx;
-    float *w = r->group;
-    for (size_t i = 0; i < g->n; i++) {
-        const op_slot *x = &m->slots[g->first + i];
-        op_status s = read_slot(m, r->tensors, x, w, r->scratch, e);
-        if (s)
-            return s;
-        if (x->role == OP_ROLE_EMBED && m->embed_act)
-            m->ops->to_act((size_t)(x->rows * x->cols), w, m->embed_act);
-        w += x->rows * x->cols;
+    for (int64_t first = 0; first < rows; first += step) {
+        if (!op_grow(&r->pieces, r->n, &r->cap, sizeof *r->pieces))
+            return op_error_set(e, OP_ERR_NOMEM, "out of memory while reading weights");
+        int64_t n = rows - first < step ? rows - first : step;
+        r->pieces[r->n++] = (piece){g, x, first, n, cols};
+        r->most = n * cols > r->most && (g || !x->value) ? n * cols : r->most;
     }
-    return pack(m, g, r->group, e);
+    return OP_OK;
 }
 
+static op_status add_group(op_model *m, op_group *g, void *ctx, op_error *e)
+{
+    return add_pieces(ctx, g, NULL, g->N, g->K, m->ops->pack_step(g->W), e);
+}
+
+/* Rows of the embedding into the table that is looked up. */
+static void keep_embedding(const op_model *m, const op_slot *x, int64_t first, int64_t n, const float *w)
+{
+    if (x->role == OP_ROLE_EMBED && m->embed_act)
+        m->ops->to_act((size_t)(n * x->cols), w, (char *)m->embed_act + (size_t)(first * x->cols) * m->ops->act_size);
+}
+
+/* `room` holds the largest piece. */
+static op_status read_piece(const reader *r, const piece *p, float *room, op_error *e)
+{
+    op_status s = OP_OK;
+    if (!p->group) {
+        float *w = p->slot->value ? p->slot->value + p->first * p->cols : room;
+        s = read_rows(r->m, r->tensors, p->slot, p->first, p->n, w, e);
+        if (!s)
+            keep_embedding(r->m, p->slot, p->first, p->n, w);
+        return s;
+    }
+    int64_t at = 0; /* of the slot's first row in the group */
+    for (size_t i = 0; i < p->group->n && !s; i++) {
+        const op_slot *x = &r->m->slots[p->group->first + i];
+        int64_t from = p->first > at ? p->first : at, to = p->first + p->n < at + x->rows ? p->first + p->n : at + x->rows;
+        if (from < to) {
+            float *w = room + (from - p->first) * p->cols;
+            s = read_rows(r->m, r->tensors, x, from - at, to - from, w, e);
+            if (!s)
+                keep_embedding(r->m, x, from - at, to - from, w);
+        }
+        at += x->rows;
+    }
+    if (!s && (s = r->m->ops->weight_pack_rows(p->group->W, (int)p->first, (int)p->n, room)))
+        op_error_set(e, s, "out of memory: packing a matrix");
+    return s;
+}
+
+static op_status read_pieces(const reader *r, op_error *e)
+{
+    size_t failed = r->n;
+    float *room = op_alloc_array((size_t)r->most * (size_t)op_threads(), sizeof *room);
+    if (!room)
+        return op_error_set(e, OP_ERR_NOMEM, "out of memory while reading weights");
+#pragma omp parallel for schedule(dynamic)
+    for (size_t k = 0; k < r->n; k++) { /* from the last on: the head's may be the largest */
+        op_error mine = {0};
+        size_t i = r->n - 1 - k;
+        if (!read_piece(r, &r->pieces[i], room + r->most * omp_get_thread_num(), &mine))
+            continue;
+#pragma omp critical
+        if (i < failed) { /* of several errors the first one, whoever comes first */
+            failed = i;
+            *e = mine;
+        }
+    }
+    op_free(room);
+    return failed < r->n ? e->code : OP_OK;
+}
+
+/* Reads every weight: floats to their places, and what is no float through a room of each thread to where it is packed. */
 static op_status read_weights(op_model *m, const op_tensors *t, op_error *e)
 {
-    size_t largest = (size_t)m->config.vocab * m->config.width;
-    for (size_t i = 0; i < m->n_slots; i++)
-        if ((size_t)(3 * m->slots[i].rows * m->slots[i].cols) > largest && m->slots[i].role != OP_ROLE_EMBED &&
-            m->slots[i].role != OP_ROLE_HEAD)
-            largest = (size_t)(3 * m->slots[i].rows * m->slots[i].cols);
-    reader r = {.tensors = t, .scratch = op_alloc_array(largest, sizeof(float))};
-    r.group = m->floats ? NULL : op_alloc_array(largest, sizeof(float));
-    op_status s = r.scratch && (m->floats || r.group) ? OP_OK : op_error_set(e, OP_ERR_NOMEM, "out of memory while reading weights");
-    for (size_t i = 0; i < m->n_slots && !s; i++)
-        if (m->slots[i].value)
-            s = read_slot(m, t, &m->slots[i], m->slots[i].value, r.scratch, e);
-    if (!s && !m->floats && !m->config.tied) { /* the head's group does not bring the embedding along */
-        const op_slot *x = op_model_slot(m, -1, OP_ROLE_EMBED);
-        s = read_slot(m, t, x, r.group, r.scratch, e);
-        if (!s)
-            m->ops->to_act((size_t)(x->rows * x->cols), r.group, m->embed_act);
+    enum { ROWS = 256 };
+    reader r = {.m = m, .tensors = t};
+    op_status s = OP_OK;
+    for (size_t i = 0; i < m->n_slots && !s; i++) {
+        const op_slot *x = &m->slots[i];
+        bool table = x->role == OP_ROLE_EMBED && !m->floats && !m->config.tied; /* the head's group does not bring it along */
+        if (x->value || table)
+            s = add_pieces(&r, NULL, x, x->rows, x->cols, x->cols > 1 ? ROWS : x->rows, e);
     }
-    if (!s)
-        s = m->floats ? each_group(m, pack, NULL, e) : each_group(m, read_group, &r, e);
-    op_free(r.group);
-    op_free(r.scratch);
+    if (!s && !m->floats)
+        s = each_group(m, add_group, &r, e);
+    s = s ? s : read_pieces(&r, e);
+    if (!s && m->floats)
+        s = each_group(m, pack, NULL, e);
+    op_free(r.pieces);
     return s;
 }
 
@@ -521,8 +595,8 @@ op_status op_model_hash(const op_model *m, char hex[65], op_error *e)
         const float *w = x->value;
         if (!w) {
             op_free(room);
-            room = op_alloc_array(2 * n, sizeof *room);
-            s = room ? read_slot(m, t, x, room, room + n, e) : op_error_set(e, OP_ERR_NOMEM, "out of memory while hashing");
+            room = op_alloc_array(n, sizeof *room);
+            s = room ? read_rows(m, t, x, 0, x->rows, room, e) : op_error_set(e, OP_ERR_NOMEM, "out of memory while hashing");
             w = room;
         }
         char one[OP_HASH_HEX];
