@@ -78,6 +78,14 @@ typedef enum op_trainable {
     OP_TRAIN_ADAPTER, /* base frozen; parameters are adapter 0's */
 } op_trainable;
 
+/* How the matrices of a model that is only run are kept. */
+typedef enum op_weight_form {
+    OP_WEIGHTS_EXACT,     /* in the type of the activations */
+    OP_WEIGHTS_QUANTISED, /* OP_TRAIN_NONE only: in blocks of 32 with a scale, in 4 bits where the file's values allow it (Q4_0, Q4_1, Q4_K), else in 8; each product
+                             rounds its activations to 8 bits. A third of the memory and a multiple of the speed for one text at a time; log-probabilities
+                             differ from those of exact weights (by 0.05 on average for SmolLM2-135M), but a forward pass of this model gives them again. */
+} op_weight_form;
+
 typedef struct op_model_options {
     const char *backend;    /* "cpu" (default when NULL) or "ref" */
     op_dtype act;           /* OP_F32 or OP_BF16: activations and products; sums, norms and masters are always float */
@@ -86,6 +94,7 @@ typedef struct op_model_options {
     uint64_t seed;          /* of initial weights (adapters, op_model_new) */
     bool freeze_embedding;  /* OP_TRAIN_ALL without the embedding (and the output layer, if that is tied to it): Adam moves the rows of rare
                                tokens as far as those of frequent ones, which costs more of the old model than it teaches of the new */
+    op_weight_form weights;
     bool recompute;         /* keep only each layer's input and run the layer again in the backward pass */
     op_dtype grad_dtype;    /* OP_F32, or for OP_TRAIN_ALL with bf16 products OP_BF16: gradients of matrices are kept, and added up over micro-batches, in
                                bf16 (each product still adds up in float); those of norms and biases stay float */

@@ -13,7 +13,7 @@ typedef struct bench_options {
     char *model, *file, *at_once;
     int64_t batch, length, steps, lora_r, threads, block_tokens, prompt_tokens, max_tokens, prefill_tokens, prompts, answers;
     double peak_seconds;
-    int dtype, optim, grad_dtype, what;
+    int dtype, weights, optim, grad_dtype, what;
     bool profile;
 } bench_options;
 

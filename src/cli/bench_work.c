@@ -60,6 +60,7 @@ static void add_profile(const bench_options *o, json_t *out, const char *work, d
 static op_status open_model(op_model **m, const bench_options *o, op_trainable trainable, op_error *e)
 {
     op_model_options how = {.act = op_subject_dtype(o->dtype, NULL), .trainable = trainable,
+                            .weights = trainable == OP_TRAIN_NONE ? (op_weight_form)o->weights : OP_WEIGHTS_EXACT,
                             .grad_dtype = o->grad_dtype && trainable == OP_TRAIN_ALL ? OP_BF16 : OP_F32,
                             .lora = {.rank = (int32_t)o->lora_r, .alpha = 2 * (float)o->lora_r, .targets = OP_LORA_ALL}};
     if (o->profile)
@@ -73,15 +74,21 @@ static op_learner_options learner_options(const bench_options *o, op_objective f
                                 .block_tokens = (int32_t)o->block_tokens, .share_min = 16};
 }
 
+/* Floating-point operations of the forward pass on one token that sees `keys` keys: two for every weight of a matrix, four for every element
+ * of every head and key (q k and p v). With `head` through the output layer too. */
+static double forward_flop(const op_model *m, double keys, bool head)
+{
+    const op_model_config *c = op_model_get_config(m);
+    double matrices = (double)op_model_count(m) - (c->tied && head ? 0 : (c->tied || head ? 1 : 2) * (double)c->vocab * c->width);
+    return 2 * matrices + 4.0 * c->layers * c->heads * c->head_dim * keys;
+}
+
 /* ---- training ---- */
 
-/* Floating-point operations of training on one token: three products of 2 N K for each matrix (two for the base of an adapter), the
- * output layer included; attention over the mean length besides. */
-static double flop_per_token(const op_model_config *c, int64_t count, int64_t length, bool lora)
+/* Of training on one token: three times the forward pass; a frozen base needs no gradients of its weights, a third of the products. */
+static double training_flop(const op_model *m, double keys, bool lora)
 {
-    double matrices = (double)count - (c->tied ? 0 : (double)c->vocab * c->width);
-    double attention = (double)c->layers * 2 * c->heads * c->head_dim * (double)length; /* forward: q k and p v over length/2 keys */
-    return (lora ? 4 : 6) * matrices + 3 * attention;
+    return lora ? 2 * forward_flop(m, 0, true) + 3 * (forward_flop(m, keys, true) - forward_flop(m, 0, true)) : 3 * forward_flop(m, keys, true);
 }
 
 op_status bench_train(const bench_options *o, bool lora, json_t *out, op_error *e)
@@ -131,7 +138,7 @@ op_status bench_train(const bench_options *o, bool lora, json_t *out, op_error *
         add_profile(o, out, work, all, o->steps);
         double rate = (double)T / median(seconds, o->steps);
         put(out, "tokens_per_s", rate);
-        put(out, "gflops", rate * flop_per_token(c, op_model_count(m), o->length, lora) * 1e-9);
+        put(out, "gflops", 1e-9 * rate * training_flop(m, 0.5 * (double)o->length, lora));
         put(out, "peak_rss_mb", op_peak_rss_mb());
     }
     free(ids);
@@ -196,7 +203,9 @@ op_status bench_prefill(const bench_options *o, json_t *out, op_error *e)
         char work[96];
         snprintf(work, sizeof work, "reading a prompt of %lld tokens", (long long)o->prefill_tokens);
         add_profile(o, out, work, all, o->steps);
-        put(out, "tokens_per_s", (double)o->prefill_tokens / seconds);
+        double rate = (double)o->prefill_tokens / seconds;
+        put(out, "tokens_per_s", rate);
+        put(out, "gflops", 1e-9 * rate * forward_flop(m, 0.5 * (double)o->prefill_tokens, false));
         put(out, "peak_rss_mb", op_peak_rss_mb());
     }
     op_model_free(m);
@@ -218,6 +227,8 @@ static op_status generate_at_once(op_model *m, const bench_options *o, int32_t n
     add_profile(o, out, work, all, o->steps);
     snprintf(key, sizeof key, "batch%d_tokens_per_s", n);
     put(out, key, rate);
+    snprintf(key, sizeof key, "batch%d_gflops", n);
+    put(out, key, 1e-9 * rate * forward_flop(m, (double)o->prompt_tokens + 0.5 * (double)o->max_tokens, true));
     cli_progress(false, "generate, %d at once: %.0f tokens/s", n, rate);
     return OP_OK;
 }
@@ -359,10 +370,11 @@ op_status bench_update(const bench_options *o, json_t *out, op_error *e)
         char work[96];
         snprintf(work, sizeof work, "an update from %lld x %lld answers of %lld tokens", (long long)o->prompts, (long long)o->answers, (long long)o->max_tokens);
         add_profile(o, out, work, all, o->steps);
-        double typical = median(seconds, o->steps);
+        double typical = median(seconds, o->steps), fresh = (double)(u.n * o->max_tokens), keys = (double)o->prompt_tokens + 0.5 * (double)o->max_tokens;
         put(out, "seconds", typical);
+        put(out, "gflops", 1e-9 / typical * fresh * (forward_flop(m, keys, true) + training_flop(m, keys, false)));
         put(out, "share_generating", generating / all);
-        put(out, "tokens_per_s", (double)(u.n * o->max_tokens) / typical);
+        put(out, "tokens_per_s", fresh / typical);
         put(out, "peak_rss_mb", op_peak_rss_mb());
     }
     free(seconds);

@@ -89,6 +89,9 @@ typedef op_subject cli_subject;
 op_status cli_open(cli_subject *s, const char *path, int dtype, op_trainable trainable, op_error *e);
 void cli_close(cli_subject *s);
 op_dtype cli_dtype(int dtype);
+/* To run it only, with the setting that CLI_WEIGHTS describes. */
+op_status cli_open_weights(cli_subject *s, const char *path, int dtype, int weights, op_error *e);
+#define CLI_WEIGHTS(at) {"weights", OP_OPTION_CHOICE, at, "exact", 0, 0, "exact|quantised", "how matrices are kept: as the dtype; or in 4 bits where the file has 4, else 8: faster for one text at a time, log-probabilities a little off"}
 
 /* The ids of a line's prompt: `messages` through the chat template, or `prompt` as plain text with the tokenizer's affixes. */
 op_status cli_encode_prompt(const cli_subject *s, json_t *line, op_tokens *out, op_error *e);

@@ -32,6 +32,7 @@ static const op_option table[] = {
     {"file", OP_OPTION_STRING, AT(file), NULL, 0, 0, NULL, "tokenize: a text"},
     {"peak_seconds", OP_OPTION_FLOAT, AT(peak_seconds), "1", 0, 60, NULL, "time to measure each of the machine's limits; 0: not at all"},
     {"dtype", OP_OPTION_CHOICE, AT(dtype), "auto", 0, 0, "auto|f32|bf16", "type of activations and products"},
+    {"weights", OP_OPTION_CHOICE, AT(weights), "exact", 0, 0, "exact|quantised", "prefill, generate: how matrices are kept, as in operant chat"},
     {"threads", OP_OPTION_INT, AT(threads), "0", 0, 4096, NULL, "0: one a core"},
     {0}};
 
@@ -100,6 +101,24 @@ static void add_share(json_t *object, const char *key, double part, double whole
 {
     if (whole > 0)
         json_object_set_new(object, key, json_real(part / whole));
+}
+
+/* For each "...gflops" of a measurement "...share_of_peak". */
+static void add_peak_shares(json_t *part, double gflops)
+{
+    const char *key;
+    json_t *v, *shares = json_object();
+    json_object_foreach(part, key, v)
+    {
+        char name[64];
+        size_t n = strlen(key);
+        if (n >= 6 && !strcmp(key + n - 6, "gflops")) {
+            snprintf(name, sizeof name, "%.*sshare_of_peak", (int)(n - 6), key);
+            add_share(shares, name, json_number_value(v), gflops);
+        }
+    }
+    json_object_update(part, shares);
+    json_decref(shares);
 }
 
 static int slower(const void *a, const void *b)
@@ -209,8 +228,7 @@ static int run(const cli_command *c, int argc, char **argv)
         failed = failed || !part;
         if (!part)
             continue;
-        if (json_object_get(part, "gflops"))
-            add_share(part, "share_of_peak", number(part, "gflops"), gflops);
+        add_peak_shares(part, gflops);
         json_array_foreach(json_object_get(part, "profiles"), k, p) complete_profile(p, gflops, gb_per_s);
         json_object_set_new(all, names[i], part);
     }
@@ -230,7 +248,7 @@ static int run(const cli_command *c, int argc, char **argv)
 const cli_command cli_bench = {
     "bench", "measure training and generation beside the machine's limits", "[what=WORK] [--profile] [model=MODEL] [--json]",
     "Training is full fine-tuning with AdamW on batch x length tokens (what=lora: of an adapter); share_of_peak is its arithmetic (products and\n"
-    "attention) by the best matrix-product rate of this machine, measured in the same run. Prefill reads one prompt; generation makes new tokens\n"
+    "attention) by the best matrix-product rate of this machine, measured in the same run, here and elsewhere. Prefill reads one prompt; generation makes new tokens\n"
     "after short prompts; an update generates answers, scores them by a rule and learns from them once (what=update); what=tokenize encodes the lines of\n"
     "a file on one core. Each measurement runs in a process of its own.\n\n"
     "--profile adds a table by operation: calls, time, the bytes it must move and its arithmetic, and what these are of the machine's product peak and\n"

@@ -12,7 +12,7 @@ typedef struct options {
     char *model, *system;
     cli_sampling sampling;
     int64_t threads;
-    int dtype;
+    int dtype, weights;
 } options;
 
 #define AT(field) offsetof(options, field)
@@ -21,6 +21,7 @@ static const op_option table[] = {
     {"system", OP_OPTION_STRING, AT(system), NULL, 0, 0, NULL, "system message; without one the template's own"},
     CLI_SAMPLING(AT(sampling), "256", "0.4", "reply n draws with seed + n"),
     {"dtype", OP_OPTION_CHOICE, AT(dtype), "auto", 0, 0, "auto|f32|bf16", "type of activations and products"},
+    CLI_WEIGHTS(AT(weights)),
     {"threads", OP_OPTION_INT, AT(threads), "0", 0, 4096, NULL, "0: one a core"},
     {0}};
 
@@ -92,7 +93,7 @@ static op_status answer(talk *t, const char *words, size_t n, op_error *e)
     op_request r = {.prompt = ids.ids, .n_prompt = (int32_t)ids.n, .adapter = op_model_adapter_count(t->subject.model) - 1, .share = -1,
                     .sampling = cli_sampling_of(&t->o->sampling, t->turn++)};
     if (!s)
-        s = op_generate(t->subject.model, &r, 1, &(op_generate_options){.ctx = t, .stop = stream}, e);
+        s = op_generate(t->subject.model, &r, 1, &(op_generate_options){.max_batch = 1, .ctx = t, .stop = stream}, e);
     if (!s) {
         op_decoder_finish(&t->decoder, &t->reply);
         if (t->quiet) {
@@ -185,7 +186,7 @@ static int run(const cli_command *c, int argc, char **argv)
     talk t = {.o = &o, .messages = json_array(), .quiet = a.json};
     op_buf_init(&t.reply, 1 << 24);
     op_error e = {0};
-    op_status s = cli_open(&t.subject, o.model, o.dtype, OP_TRAIN_NONE, &e);
+    op_status s = cli_open_weights(&t.subject, o.model, o.dtype, o.weights, &e);
     if (!s && !t.subject.tmpl)
         s = op_error_set(&e, OP_ERR_UNSUPPORTED, "%s: this model has no chat template; operant generate continues plain text", o.model);
     if (!s) {

@@ -13,7 +13,7 @@ typedef struct options {
     char *model, *input, *output, *stop;
     cli_sampling sampling;
     int64_t batch, threads;
-    int dtype;
+    int dtype, weights;
     bool resume;
 } options;
 
@@ -28,6 +28,7 @@ static const op_option table[] = {
     {"batch", OP_OPTION_INT, AT(batch), "32", 1, 32, NULL, "responses written at the same time"},
     {"resume", OP_OPTION_BOOL, AT(resume), "false", 0, 0, NULL, "keep the lines that an earlier run of the same model and settings left"},
     {"dtype", OP_OPTION_CHOICE, AT(dtype), "auto", 0, 0, "auto|f32|bf16", "type of activations and products"},
+    CLI_WEIGHTS(AT(weights)),
     {"threads", OP_OPTION_INT, AT(threads), "0", 0, 4096, NULL, "0: one a core"},
     {0}};
 
@@ -195,8 +196,8 @@ static op_status describe_run(const job *j, json_t **out, op_error *e)
     op_status s = op_model_fingerprint(j->subject.model, model, e);
     if (s)
         return s;
-    *out = json_pack("{ss ss sI sf sI sf sf sf sI sO}", "model", model, "dtype",
-                     cli_dtype(j->o->dtype) == OP_BF16 ? "bf16" : "f32", "max_tokens", (json_int_t)a->max_tokens, "temperature", a->temperature, "top_k",
+    *out = json_pack("{ss ss ss sI sf sI sf sf sf sI sO}", "model", model, "dtype",
+                     cli_dtype(j->o->dtype) == OP_BF16 ? "bf16" : "f32", "weights", j->o->weights ? "quantised" : "exact", "max_tokens", (json_int_t)a->max_tokens, "temperature", a->temperature, "top_k",
                      (json_int_t)a->top_k, "top_p", a->top_p, "min_p", a->min_p, "repetition_penalty", a->repetition_penalty, "seed",
                      (json_int_t)a->seed, "stop", j->stops);
     return *out ? OP_OK : op_error_set(e, OP_ERR_NOMEM, "out of memory");
@@ -379,7 +380,7 @@ static op_status work(job *j, op_error *e)
     if (!s && j->o->resume)
         s = count_kept(j, part, e);
     if (!s)
-        s = cli_open(&j->subject, j->o->model, j->o->dtype, OP_TRAIN_NONE, e);
+        s = cli_open_weights(&j->subject, j->o->model, j->o->dtype, j->o->weights, e);
     if (!s)
         s = answer(j, part, e);
     return s ? s : op_path_rename(part, j->o->output, e);

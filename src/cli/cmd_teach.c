@@ -200,7 +200,7 @@ static op_status try_again(lesson *l, op_error *e)
                                .seed = (uint64_t)l->o->seed + 1000003 * (uint64_t)t->id + l->tries++};
     bool ended = forced && op_tokenizer_is_special(l->subject.tokenizer, prompt[n - 1]);
     if (!s && !ended)
-        s = op_generate(l->subject.model, &r, 1, &(op_generate_options){.interrupt = &cli_stop}, e);
+        s = op_generate(l->subject.model, &r, 1, &(op_generate_options){.max_batch = 1, .interrupt = &cli_stop}, e);
     if (!s) {
         again.n_response = forced + r.n;
         again.n_forced = forced;

@@ -180,6 +180,15 @@ op_dtype cli_dtype(int dtype)
     return op_subject_dtype(dtype, NULL);
 }
 
+op_status cli_open_weights(cli_subject *s, const char *path, int dtype, int weights, op_error *e)
+{
+    *s = (cli_subject){0};
+    if (!path)
+        return op_error_set(e, OP_ERR_ARG, "no model: give model=PATH (a model directory, a run directory or a .gguf file)");
+    op_model_options o = {.act = cli_dtype(dtype), .trainable = OP_TRAIN_NONE, .weights = (op_weight_form)weights};
+    return op_subject_open(s, path, &o, e);
+}
+
 op_status cli_open(cli_subject *s, const char *path, int dtype, op_trainable trainable, op_error *e)
 {
     *s = (cli_subject){0};

@@ -1,9 +1,12 @@
 /* Sampling with a cache of keys and values.
  *
  * The cache is one pool of rows; a request owns an extent of them and sees, besides, the rows that it shares with an earlier request.
- * Prompts run in blocks of PREFILL rows, mixed from all requests that have just come in; after that every step runs one row a request,
- * padded to DECODE rows. oneDNN picks kernels by the number of rows, so a fixed number makes a request's results its own. */
+ * Prompts run in blocks of PREFILL rows, mixed from all requests that have just come in; after that every step runs one row a request.
+ * A request's results are its own because a row of op_ops.decode depends on no other; where that does not serve, products have a fixed number
+ * of rows, PREFILL or DECODE, since oneDNN picks kernels by that number. Adapters' products always have. */
+#include <float.h>
 #include <math.h>
+#include <omp.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -32,6 +35,7 @@ typedef struct sampler {
     size_t n;
     const op_generate_options *o;
     run *runs;
+    bool decode, decode_prompts; /* steps, and prompts, multiply by op_ops.decode */
     int32_t *active;        /* requests in slots */
     int32_t n_active, slots;
     size_t next;            /* the first request that has not come in */
@@ -55,8 +59,11 @@ typedef struct sampler {
     void *last;             /* [DECODE, C] rows whose logits are wanted */
     int32_t *last_request;  /* [DECODE] */
     int32_t n_last;
-    float *logits, *work, *lse, *logp;
+    float *logits, *work, *lse, *logp; /* work: what is drawn from, then its weights */
     int32_t *drawn;
+    int threads;
+    struct candidate *room; /* [threads, V] */
+    float *top, *sum;       /* [threads, blocks of V] */
 } sampler;
 
 void op_request_release(op_request *r)
@@ -121,61 +128,142 @@ static void penalise(float *logits, const int32_t *ids, int32_t n, float penalty
 
 static int32_t argmax(const float *x, int32_t n)
 {
-    int32_t best = 0;
-    for (int32_t i = 1; i < n; i++)
-        best = x[i] > x[best] ? i : best;
-    return best;
+    float most = -INFINITY;
+#pragma omp simd reduction(max : most)
+    for (int32_t i = 0; i < n; i++)
+        most = x[i] > most ? x[i] : most;
+    for (int32_t i = 0; i < n; i++)
+        if (x[i] == most)
+            return i;
+    return 0;
+}
+
+/* The weights of a draw, as op_ops.draw_weights leaves them. */
+typedef struct weights {
+    const float *p, *top, *sum;
+    int32_t V, blocks;
+} weights;
+
+static int32_t block_end(const weights *w, int32_t block)
+{
+    return block + 1 < w->blocks ? (block + 1) * OP_DRAW_BLOCK : w->V;
+}
+
+static double total_of(const weights *w)
+{
+    double total = 0;
+    for (int32_t b = 0; b < w->blocks; b++)
+        total += w->sum[b];
+    return total;
+}
+
+/* The token at u, 0 <= u < total, of the weights laid end to end; after rounding, the last that weighs anything. */
+static int32_t token_at(const weights *w, double u)
+{
+    int32_t last = 0;
+    for (int32_t b = 0; b < w->blocks; b++) {
+        if (u >= w->sum[b]) {
+            u -= w->sum[b];
+            continue;
+        }
+        for (int32_t i = b * OP_DRAW_BLOCK; i < block_end(w, b); i++) {
+            u -= w->p[i];
+            last = w->p[i] > 0 ? i : last;
+            if (u < 0)
+                return i;
+        }
+        return last; /* the block's sum was rounded up */
+    }
+    for (int32_t b = w->blocks - 1; b >= 0; b--)
+        for (int32_t i = block_end(w, b) - 1; i >= b * OP_DRAW_BLOCK; i--)
+            if (w->p[i] > 0)
+                return i;
+    return last;
+}
+
+/* Those that weigh `least` or more, and something. */
+static int32_t collect(const weights *w, double least, candidate *c)
+{
+    int32_t n = 0;
+    for (int32_t b = 0; b < w->blocks; b++)
+        for (int32_t i = b * OP_DRAW_BLOCK; w->top[b] >= least && i < block_end(w, b); i++)
+            if (w->p[i] >= least && w->p[i] > 0)
+                c[n++] = (candidate){w->p[i], i};
+    return n;
+}
+
+/* The k likeliest. Of as many blocks as there are, the k-th largest maximum is a floor: k weights reach it. */
+static int32_t likeliest(const weights *w, int32_t k, candidate *c)
+{
+    double least = 0;
+    if (k <= w->blocks) {
+        for (int32_t b = 0; b < w->blocks; b++)
+            c[b] = (candidate){w->top[b], b};
+        select_likeliest(c, w->blocks, k);
+        least = c[k - 1].p;
+    }
+    int32_t n = collect(w, least, c);
+    if (n > k)
+        select_likeliest(c, n, k);
+    return n < k ? n : k;
+}
+
+/* The nucleus of c[n]: the fewest whose weights reach `share` of the total, the likeliest first. */
+static int32_t nucleus(candidate *c, int32_t n, double reach)
+{
+    double sum = 0;
+    int32_t sorted = 0, kept = 0;
+    for (int32_t k = 64; kept < n && sum < reach; k *= 8) {
+        int32_t part = k < n - sorted ? k : n - sorted;
+        select_likeliest(c + sorted, n - sorted, part);
+        qsort(c + sorted, (size_t)part, sizeof *c, likelier);
+        sorted += part;
+        while (kept < sorted && (kept == 0 || sum < reach))
+            sum += c[kept++].p;
+    }
+    return kept;
 }
 
 /* Temperature, then top-k, top-p (Holtzman et al.: 1904.09751), min-p (2407.01082), in the order of Hugging Face's warpers.
- * logits[V] may hold -inf; c has room for V. */
-static int32_t draw(const op_sampling *o, float *logits, int32_t V, uint64_t counter, candidate *c)
+ * logits[V] may hold -inf and becomes weights when it is p; room holds V; top and sum hold one for each block. */
+static int32_t draw(const op_ops *ops, const op_sampling *o, const float *logits, int32_t V, uint64_t counter, float *p, float *top, float *sum,
+                    candidate *c)
 {
-    int32_t best = argmax(logits, V);
-    if (o->temperature <= 0 || logits[best] == -INFINITY)
-        return best;
-    float top = logits[best], inverse = (float)(1 / o->temperature);
-    int32_t n = 0;
-    for (int32_t i = 0; i < V; i++) {
-        float p = expf((logits[i] - top) * inverse);
-        if (p > 0)
-            c[n++] = (candidate){p, i};
-    }
-    if (o->top_k > 0 && n > o->top_k) {
-        select_likeliest(c, n, o->top_k);
-        n = o->top_k;
-    }
-    double total = 0;
-    for (int32_t i = 0; i < n; i++)
-        total += c[i].p;
-    if (o->top_p < 1) {
+    if (o->temperature <= 0)
+        return argmax(logits, V);
+    weights w = {p, top, sum, V, (V + OP_DRAW_BLOCK - 1) / OP_DRAW_BLOCK};
+    if (ops->draw_weights(V, logits, (float)fmin(1 / o->temperature, FLT_MAX), p, top, sum) == -INFINITY)
+        return 0;
+    double u = op_rng_uniform(o->seed, OP_STREAM_SAMPLE, counter), total = 0;
+    bool some = o->top_k > 0 && o->top_k < V;
+    if (!some && o->top_p >= 1 && o->min_p <= 0)
+        return token_at(&w, u * total_of(&w));
+    int32_t n;
+    if (some) {
+        n = likeliest(&w, o->top_k, c);
+        for (int32_t i = 0; i < n; i++)
+            total += c[i].p;
+    } else {
         /* What is smaller than this cannot belong to the nucleus: all of it together weighs less than 1 - top_p. */
-        double least = (1 - o->top_p) * total / n, sum = 0;
-        int32_t kept = 0;
-        for (int32_t i = 0; i < n; i++)
-            if (c[i].p >= least)
-                c[kept++] = c[i];
-        qsort(c, (size_t)kept, sizeof *c, likelier);
-        for (n = 0; n < kept && (n == 0 || sum < o->top_p * total); n++)
-            sum += c[n].p;
+        total = total_of(&w);
+        n = collect(&w, fmax((1 - o->top_p) * total / V, o->top_p >= 1 ? o->min_p : 0), c);
     }
-    if (o->min_p > 0) {
-        int32_t kept = 0;
-        for (int32_t i = 0; i < n; i++)
-            if (c[i].p >= o->min_p)
-                c[kept++] = c[i];
-        n = kept;
-    }
-    total = 0;
+    if (o->top_p < 1)
+        n = nucleus(c, n, o->top_p * total);
+    int32_t kept = 0;
     for (int32_t i = 0; i < n; i++)
+        if (c[i].p >= o->min_p) /* the likeliest weighs 1 */
+            c[kept++] = c[i];
+    total = 0;
+    for (int32_t i = 0; i < kept; i++)
         total += c[i].p;
-    double u = op_rng_uniform(o->seed, OP_STREAM_SAMPLE, counter) * total;
-    for (int32_t i = 0; i < n; i++) {
+    u *= total;
+    for (int32_t i = 0; i < kept; i++) {
         u -= c[i].p;
         if (u < 0)
             return c[i].id;
     }
-    return n ? c[n - 1].id : best;
+    return c[kept - 1].id;
 }
 
 /* ---- the cache ---- */
@@ -232,7 +320,9 @@ static int32_t needed_rows(const sampler *s)
     }
     for (int32_t k = 0; k < s->slots; k++)
         total += largest[k];
-    return total > INT32_MAX / 2 ? -1 : (int32_t)(2 * total); /* twice: first fit leaves gaps */
+    if (s->n > (size_t)s->slots)
+        total *= 2; /* first fit leaves gaps where others were */
+    return total > INT32_MAX ? -1 : (int32_t)total;
 }
 
 /* ---- set-up ---- */
@@ -267,9 +357,12 @@ static void *take(sampler *s, size_t n, size_t size, bool *ok)
 {
     void *p = *ok ? op_arena_alloc(&s->memory, n * size) : NULL;
     *ok = *ok && p;
-    if (p)
-        memset(p, 0, n * size);
     return p;
+}
+
+static int32_t draw_blocks(const op_model_config *c)
+{
+    return (c->vocab + OP_DRAW_BLOCK - 1) / OP_DRAW_BLOCK;
 }
 
 static op_status reserve(sampler *s, op_error *e)
@@ -308,11 +401,16 @@ static op_status reserve(sampler *s, op_error *e)
     s->lora.h = take(s, PREFILL * (size_t)op_lora_rank(s->m), act, &ok);
     s->last = take(s, DECODE * C, act, &ok);
     s->last_request = take(s, DECODE, sizeof(int32_t), &ok);
-    s->logits = take(s, DECODE * (size_t)c->vocab, sizeof(float), &ok);
-    s->work = take(s, DECODE * (size_t)c->vocab, sizeof(float), &ok);
+    size_t rows = s->decode ? (size_t)s->slots : DECODE;
+    s->logits = take(s, rows * (size_t)c->vocab, sizeof(float), &ok);
+    s->work = take(s, rows * (size_t)c->vocab, sizeof(float), &ok);
     s->lse = take(s, DECODE, sizeof(float), &ok);
     s->logp = take(s, DECODE, sizeof(float), &ok);
     s->drawn = take(s, DECODE, sizeof(int32_t), &ok);
+    s->threads = op_threads() < DECODE ? op_threads() : DECODE;
+    s->room = take(s, (size_t)s->threads * (size_t)c->vocab, sizeof *s->room, &ok);
+    s->top = take(s, (size_t)s->threads * (size_t)draw_blocks(c), sizeof(float), &ok);
+    s->sum = take(s, (size_t)s->threads * (size_t)draw_blocks(c), sizeof(float), &ok);
     s->active = take(s, SLOTS, sizeof(int32_t), &ok);
     return ok ? OP_OK : op_error_set(e, OP_ERR_NOMEM, "out of memory for a cache of %d rows", s->capacity);
 }
@@ -321,6 +419,8 @@ static op_status setup(sampler *s, op_error *e)
 {
     op_arena_init(&s->memory);
     s->slots = s->o->max_batch > 0 && s->o->max_batch < SLOTS ? s->o->max_batch : SLOTS;
+    s->decode = s->m->ops->decodes(s->m->head.W, s->slots);
+    s->decode_prompts = s->m->ops->decodes(s->m->head.W, PREFILL);
     s->runs = op_alloc_zero(s->n, sizeof *s->runs);
     if (!s->runs)
         return op_error_set(e, OP_ERR_NOMEM, "out of memory for %zu requests", s->n);
@@ -398,8 +498,8 @@ static void add_row(sampler *s, int32_t request)
     r->cached++;
 }
 
-/* Runs the R rows through all layers; resid then holds the stream before the final norm. */
-static op_status run_rows(sampler *s)
+/* Runs the R rows through all layers, as `most` (PREFILL or DECODE) where rows are padded; x then holds them after the final norm. */
+static op_status run_rows(sampler *s, int32_t most)
 {
     op_model *m = s->m;
     const op_model_config *c = &m->config;
@@ -416,7 +516,9 @@ static op_status run_rows(sampler *s)
             s->stretch[n_stretch++] = (op_stretch){i, 1, s->seqs[i].adapter};
     }
     s->first_seg[s->R] = n_seg;
-    op_rows rows = {.T = s->R, .M = s->M, .padded = true, .stretch = s->stretch, .n_stretch = n_stretch, .position = s->position};
+    bool decode = most == PREFILL ? s->decode_prompts : s->decode;
+    s->M = decode && !m->n_adapters ? s->R : most;
+    op_rows rows = {.T = s->R, .M = s->M, .decode = decode, .padded = true, .stretch = s->stretch, .n_stretch = n_stretch, .position = s->position};
     op_cached_attention a = {.R = s->R, .H = c->heads, .G = c->kv_heads, .D = c->head_dim, .ldq = ld,
                              .ldkv = c->kv_heads * c->head_dim, .window = c->window, .scale = 1 / sqrtf((float)c->head_dim),
                              .first_seg = s->first_seg, .seg = s->seg, .position = s->position, .key_position = s->key_position};
@@ -494,31 +596,41 @@ static void accept(sampler *s, int32_t i, int32_t id, float logp)
         finish(s, i, OP_FINISH_LENGTH);
 }
 
+/* The token that row k of the logits gives. Its weights go to `work`, the logits stay as they are. */
+static int32_t draw_row(sampler *s, int32_t k, bool changed)
+{
+    const op_model_config *c = &s->m->config;
+    const op_request *r = &s->requests[s->last_request[k]];
+    size_t row = (size_t)k * (size_t)c->vocab, t = (size_t)omp_get_thread_num(), blocks = (size_t)draw_blocks(c);
+    return draw(s->m->ops, &r->sampling, (changed ? s->work : s->logits) + row, c->vocab, (uint64_t)r->n, s->work + row, s->top + t * blocks,
+                s->sum + t * blocks, s->room + t * (size_t)c->vocab);
+}
+
 /* Draws one token for each of the gathered rows. */
 static op_status draw_tokens(sampler *s)
 {
     op_model *m = s->m;
     int32_t V = m->config.vocab, n = s->n_last;
     s->n_last = 0;
-    op_status status = m->ops->matmul(m->head.W, DECODE, s->last, NULL, OP_OUT_F32, s->logits);
-    candidate *room = status ? NULL : op_alloc_array((size_t)n * V, sizeof *room);
-    if (!room)
-        return status ? status : OP_ERR_NOMEM;
-    memcpy(s->work, s->logits, (size_t)n * V * sizeof(float));
-    bool vetoed[DECODE] = {false};
+    op_status status = s->decode ? m->ops->decode(m->head.W, n, s->last, NULL, OP_OUT_F32, s->logits)
+                                 : m->ops->matmul(m->head.W, DECODE, s->last, NULL, OP_OUT_F32, s->logits);
+    if (status)
+        return status;
+    bool vetoed[DECODE] = {false}, changed[DECODE] = {false};
     for (int32_t k = 0; k < n; k++) {
         int32_t i = s->last_request[k], length = s->requests[i].n_prompt + s->requests[i].n;
-        float *work = s->work + (size_t)k * V;
-        if (s->requests[i].sampling.repetition_penalty != 1)
-            penalise(work, s->runs[i].ids, length < V ? length : V, (float)s->requests[i].sampling.repetition_penalty, room);
+        float penalty = (float)s->requests[i].sampling.repetition_penalty, *work = s->work + (size_t)k * V;
+        changed[k] = penalty != 1 || s->o->gate;
+        if (changed[k])
+            memcpy(work, s->logits + (size_t)k * V, (size_t)V * sizeof *work);
+        if (penalty != 1)
+            penalise(work, s->runs[i].ids, length < V ? length : V, penalty, s->room);
         if (s->o->gate)
             vetoed[k] = s->o->gate(s->o->ctx, (size_t)i, s->runs[i].ids, length, work) != OP_GO;
     }
-#pragma omp parallel for schedule(dynamic, 1)
-    for (int32_t k = 0; k < n; k++) {
-        const op_request *r = &s->requests[s->last_request[k]];
-        s->drawn[k] = draw(&r->sampling, s->work + (size_t)k * V, V, (uint64_t)r->n, room + (size_t)k * V);
-    }
+#pragma omp parallel for schedule(dynamic, 1) num_threads(s->threads)
+    for (int32_t k = 0; k < n; k++)
+        s->drawn[k] = draw_row(s, k, changed[k]);
     m->ops->logprob(n, V, s->logits, s->drawn, s->lse, s->logp);
     for (int32_t k = 0; k < n; k++) {
         if (vetoed[k])
@@ -526,7 +638,6 @@ static op_status draw_tokens(sampler *s)
         else
             accept(s, s->last_request[k], s->drawn[k], s->logp[k]);
     }
-    op_free(room);
     return OP_OK;
 }
 
@@ -542,8 +653,7 @@ static op_status gather(sampler *s, int32_t row)
 
 static op_status run_prefill(sampler *s)
 {
-    s->M = PREFILL;
-    op_status status = run_rows(s);
+    op_status status = run_rows(s, PREFILL);
     for (int32_t i = 0; i < s->R && !status; i++)
         if (s->position[i] == s->requests[s->row_request[i]].n_prompt - 1)
             status = gather(s, i);
@@ -579,8 +689,7 @@ static op_status step(sampler *s)
 {
     for (int32_t k = 0; k < s->n_active; k++)
         add_row(s, s->active[k]);
-    s->M = DECODE;
-    op_status status = run_rows(s);
+    op_status status = run_rows(s, DECODE);
     for (int32_t i = 0; i < s->R && !status; i++)
         status = gather(s, i);
     s->R = 0;

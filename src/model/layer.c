@@ -60,12 +60,17 @@ char *op_act_column(const op_model *m, const void *rows, int64_t first)
     return (char *)rows + (size_t)first * m->ops->act_size;
 }
 
+static op_status product(const op_model *m, const op_rows *r, const op_group *g, const void *x, const float *bias, op_out out, void *y)
+{
+    return r->decode ? m->ops->decode(g->W, r->T, x, bias, out, y) : m->ops->matmul(g->W, r->M, x, bias, out, y);
+}
+
 op_status op_layer_qkv(const op_model *m, const op_rows *r, int32_t l, const void *x, op_qkv *k, op_lora_scratch *lora)
 {
     const op_model_config *c = &m->config;
     int32_t D = c->head_dim, q = c->heads * D, kv = c->kv_heads * D, ld = q + 2 * kv;
     const int32_t first[3] = {0, q, q + kv};
-    op_status s = m->ops->matmul(m->layers[l].qkv.W, r->M, x, op_model_value(m, l, OP_ROLE_Q_B), OP_OUT_ACT, k->qkv);
+    op_status s = product(m, r, &m->layers[l].qkv, x, op_model_value(m, l, OP_ROLE_Q_B), OP_OUT_ACT, k->qkv);
     for (int t = 0; t < 3 && !s; t++)
         s = op_lora_forward(m, r, l, t, x, op_act_column(m, k->qkv, first[t]), ld, false, lora);
     if (s || c->family == OP_GPT2)
@@ -83,7 +88,7 @@ op_status op_layer_qkv(const op_model *m, const op_rows *r, int32_t l, const voi
 
 op_status op_layer_attention_out(const op_model *m, const op_rows *r, int32_t l, const void *att, float *resid, op_lora_scratch *lora)
 {
-    op_status s = m->ops->matmul(m->layers[l].o.W, r->M, att, op_model_value(m, l, OP_ROLE_O_B), OP_OUT_F32_ADD, resid);
+    op_status s = product(m, r, &m->layers[l].o, att, op_model_value(m, l, OP_ROLE_O_B), OP_OUT_F32_ADD, resid);
     return s ? s : op_lora_forward(m, r, l, 3, att, resid, m->config.width, true, lora);
 }
 
@@ -98,7 +103,7 @@ void op_layer_activation(const op_model *m, int32_t T, const void *gu, void *h)
 op_status op_layer_mlp_in(const op_model *m, const op_rows *r, int32_t l, const void *x, void *gu, op_lora_scratch *lora)
 {
     int32_t F = m->config.ffn;
-    op_status s = m->ops->matmul(m->layers[l].gu.W, r->M, x, op_model_value(m, l, OP_ROLE_UP_B), OP_OUT_ACT, gu);
+    op_status s = product(m, r, &m->layers[l].gu, x, op_model_value(m, l, OP_ROLE_UP_B), OP_OUT_ACT, gu);
     if (!s && m->config.family != OP_GPT2)
         s = op_lora_forward(m, r, l, 4, x, gu, 2 * F, false, lora);
     if (!s)
@@ -109,7 +114,7 @@ op_status op_layer_mlp_in(const op_model *m, const op_rows *r, int32_t l, const 
 
 op_status op_layer_mlp_out(const op_model *m, const op_rows *r, int32_t l, const void *h, float *resid, op_lora_scratch *lora)
 {
-    op_status s = m->ops->matmul(m->layers[l].down.W, r->M, h, op_model_value(m, l, OP_ROLE_DOWN_B), OP_OUT_F32_ADD, resid);
+    op_status s = product(m, r, &m->layers[l].down, h, op_model_value(m, l, OP_ROLE_DOWN_B), OP_OUT_F32_ADD, resid);
     return s ? s : op_lora_forward(m, r, l, 6, h, resid, m->config.width, true, lora);
 }
 

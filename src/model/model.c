@@ -82,8 +82,8 @@ static op_status group_make(op_model *m, op_group *g, size_t first, size_t n, op
     for (size_t i = 0; i < n; i++)
         N += m->slots[first + i].rows;
     *g = (op_group){.first = first, .n = n, .N = (int32_t)N, .K = (int32_t)m->slots[first].cols};
-    bool backward = m->options.trainable != OP_TRAIN_NONE;
-    g->W = m->ops->weight_new(g->N, g->K, backward);
+    bool backward = m->options.trainable != OP_TRAIN_NONE, quantised = m->options.weights == OP_WEIGHTS_QUANTISED;
+    g->W = quantised ? m->ops->weight_new_quantised(g->N, g->K) : m->ops->weight_new(g->N, g->K, backward);
     return g->W ? OP_OK : op_error_set(e, OP_ERR_NOMEM, "out of memory for a packed %d x %d matrix", g->N, g->K);
 }
 
@@ -336,6 +336,8 @@ static op_status model_alloc(op_model **out, const op_model_config *c, const op_
 {
     *out = NULL;
     op_status s = op_model_config_check(c, e);
+    if (!s && o->weights == OP_WEIGHTS_QUANTISED && o->trainable != OP_TRAIN_NONE)
+        s = op_error_set(e, OP_ERR_ARG, "quantised weights cannot be trained, nor can adapters over them");
     if (s)
         return s;
     op_model *m = op_alloc_zero(1, sizeof *m);
@@ -350,7 +352,7 @@ static op_status model_alloc(op_model **out, const op_model_config *c, const op_
         return op_error_set(e, OP_ERR_UNSUPPORTED, "backend \"%s\" has no %s arithmetic", backend, op_dtype_name(o->act));
     }
     m->options.backend = m->ops->name;
-    m->floats = o->trainable == OP_TRAIN_ALL || m->ops->keeps_f32 || o->act == OP_F32;
+    m->floats = o->weights == OP_WEIGHTS_EXACT && (o->trainable == OP_TRAIN_ALL || m->ops->keeps_f32 || o->act == OP_F32);
     m->rope_rows = c->family == OP_GPT2 ? 0 : c->max_positions;
     size_t table = (size_t)m->rope_rows * (size_t)(c->head_dim / 2) * sizeof(float);
     if (!(s = op_slots_build(m, e)) && !(s = place(m, e)))
@@ -392,6 +394,7 @@ op_status op_model_new(op_model **out, const op_model_config *c, const op_model_
     op_model_options all = *o;
     if (!(all.trainable == OP_TRAIN_ALL))
         all.act = OP_F32; /* random weights must be float to be made */
+    all.weights = OP_WEIGHTS_EXACT;
     op_model *m;
     op_status s = model_alloc(&m, c, &all, e);
     *out = NULL;
@@ -566,13 +569,19 @@ int64_t op_model_count(const op_model *m)
     return (int64_t)m->n_values;
 }
 
+static op_status add_bytes(op_model *m, op_group *g, void *sum, op_error *e)
+{
+    (void)e;
+    *(size_t *)sum += m->ops->weight_bytes(g->W);
+    return OP_OK;
+}
+
 size_t op_model_bytes(const op_model *m)
 {
     size_t n = m->floats ? m->n_values * sizeof(float) : 0;
     for (size_t i = 0; i < m->n_params; i++)
         n += m->params[i].n * (m->params[i].grad_act ? m->ops->act_size : sizeof(float));
-    size_t orientations = m->options.trainable == OP_TRAIN_NONE ? 1 : 2;
-    n += m->ops->keeps_f32 ? 0 : m->n_values * m->ops->act_size * orientations;
+    each_group((op_model *)m, add_bytes, &n, NULL);
     n += m->embed_act ? (size_t)m->config.vocab * m->config.width * m->ops->act_size : 0;
     for (int32_t i = 0; i < m->n_adapters; i++)
         n += m->adapters[i].n * (sizeof(float) * (m->adapters[i].grads ? 2 : 1) + m->ops->act_size);

@@ -146,6 +146,7 @@ typedef struct op_stretch {
 typedef struct op_rows {
     int32_t T;                  /* rows in use */
     int32_t M;                  /* rows that products compute: T, or more when padded */
+    bool decode;                /* base weights multiply by op_ops.decode: the T rows alone */
     bool padded;                /* adapters' products compute M rows as well, so that a row's result does not depend on the others */
     const op_stretch *stretch;
     int32_t n_stretch;

@@ -293,6 +293,118 @@ static void draws_follow_the_distribution_and_its_truncations(void **state)
     op_model_free(m);
 }
 
+/* The tokens that the settings leave, by the definition: sorted, cut, cut again; p[V] becomes their probabilities. */
+static void truncate_plainly(int32_t V, double *p, const op_sampling *o)
+{
+    double total = 0, sum = 0, least = 0, most = 0;
+    for (int32_t k = 0; k < V; k++) { /* the k-th likeliest is the largest that is smaller than `limit` */
+        double limit = k ? least : INFINITY, next = 0;
+        for (int32_t v = 0; v < V; v++)
+            next = p[v] < limit && p[v] > next ? p[v] : next;
+        if ((o->top_k && k >= o->top_k) || next <= 0)
+            break;
+        least = next;
+        most = k ? most : next;
+        total += next;
+    }
+    double all = total, floor_k = least;
+    least = INFINITY;
+    for (bool more = o->top_p < 1; more && sum < o->top_p * all;) {
+        double next = 0;
+        for (int32_t v = 0; v < V; v++)
+            next = p[v] < least && p[v] > next ? p[v] : next;
+        sum += least = next;
+    }
+    least = o->top_p < 1 ? least : floor_k;
+    least = fmax(least, o->min_p * most);
+    total = 0;
+    for (int32_t v = 0; v < V; v++)
+        total += p[v] = p[v] >= least * (1 - 1e-5) ? p[v] : 0;
+    for (int32_t v = 0; v < V; v++)
+        p[v] /= total;
+}
+
+static void truncations_keep_what_their_definitions_say(void **state)
+{
+    (void)state;
+    enum { V = 1000, N = 600, SETTINGS = 9 };
+    static const op_sampling settings[SETTINGS] = {
+        {.top_p = 1}, {.top_k = 1, .top_p = 1}, {.top_k = 3, .top_p = 1}, {.top_k = 200, .top_p = 1}, {.top_p = 0.2}, {.top_p = 0.95},
+        {.top_p = 1, .min_p = 0.3}, {.top_k = 150, .top_p = 0.7}, {.top_k = 100, .top_p = 0.8, .min_p = 0.1}};
+    op_model_config c = {.family = OP_LLAMA, .vocab = V, .width = 32, .layers = 1, .heads = 2, .kv_heads = 1, .head_dim = 16, .ffn = 64,
+                         .max_positions = 64, .norm_eps = 1e-5f, .rope_theta = 10000, .tied = true, .bos = -1, .pad = -1};
+    op_model *m;
+    op_pass *pass;
+    CHECK(op_model_new(&m, &c, &(op_model_options){.act = OP_F32, .seed = 3}, e));
+    CHECK(op_pass_new(&pass, m, e));
+    float logits[V];
+    CHECK(op_model_forward(m, pass, &(op_batch){6, 1, prompt, &(op_seq){0, 6, -1, 0, -1}}, &(op_how){0}, e));
+    CHECK(op_model_logits(m, pass, (int32_t[]){5}, 1, logits, e));
+    op_request *r = malloc(N * sizeof *r);
+    for (int k = 0; k < SETTINGS; k++) {
+        op_sampling o = settings[k];
+        o.temperature = 0.05;
+        o.repetition_penalty = o.max_tokens = 1;
+        double p[V], expected = 0, variance = 0, seen = 0;
+        for (int v = 0; v < V; v++)
+            p[v] = exp((double)logits[v] / o.temperature);
+        truncate_plainly(V, p, &o);
+        for (int i = 0; i < N; i++) {
+            o.seed = (uint64_t)(1000 * k + i);
+            r[i] = request(prompt, 6, o);
+            r[i].share = i ? 0 : -1;
+            r[i].share_n = i ? 5 : 0;
+        }
+        CHECK(op_generate(m, r, N, &(op_generate_options){0}, e));
+        for (int v = 0; v < V; v++) { /* the mean of a number that goes with the token is as the probabilities say */
+            expected += p[v] * sin(v);
+            variance += p[v] * sin(v) * sin(v);
+        }
+        for (int i = 0; i < N; i++) {
+            if (!(p[r[i].tokens[0]] > 0))
+                fail_msg("setting %d: token %d was drawn", k, r[i].tokens[0]);
+            seen += sin(r[i].tokens[0]) / N;
+            op_request_release(&r[i]);
+        }
+        variance -= expected * expected;
+        if (!(fabs(seen - expected) <= 4.5 * sqrt(fmax(variance, 0) / N) + 1e-9)) /* beyond this once in 100,000 */
+            fail_msg("setting %d: mean %g, expected %g", k, seen, expected);
+    }
+    free(r);
+    op_pass_free(pass);
+    op_model_free(m);
+}
+
+static void quantised_weights_keep_a_request_its_own_and_give_its_logprobs_again(void **state)
+{
+    (void)state;
+    for (int k = 0; k < 4; k++) {
+        op_model *m = open_fixture_model(k < 2 ? "qwen3" : "gpt2", (op_model_options){.act = k % 2 ? OP_BF16 : OP_F32, .weights = OP_WEIGHTS_QUANTISED});
+        check_independence(m);
+        op_request r = request(prompt, 9, greedy);
+        CHECK(op_generate(m, &r, 1, &(op_generate_options){.ignore_eos = true}, e));
+        int32_t ids[21];
+        memcpy(ids, prompt, 9 * sizeof *ids);
+        memcpy(ids + 9, r.tokens, 12 * sizeof *ids);
+        op_pass *p;
+        float logp[21];
+        CHECK(op_pass_new(&p, m, e));
+        CHECK(op_model_forward(m, p, &(op_batch){21, 1, ids, &(op_seq){0, 21, -1, 0, -1}}, &(op_how){0}, e));
+        CHECK(op_model_logprobs(m, p, NULL, NULL, logp, e));
+        for (int t = 9; t < 21; t++)
+            assert_true(fabs((double)logp[t] - r.logprobs[t - 9]) < 0.2);
+        op_request_release(&r);
+        op_pass_free(p);
+        op_model_free(m);
+    }
+    char path[512];
+    op_model *m;
+    op_error e = {0};
+    snprintf(path, sizeof path, "%s/llama", FIXTURES);
+    assert_int_equal(op_model_open(&m, path, &(op_model_options){.trainable = OP_TRAIN_ADAPTER, .weights = OP_WEIGHTS_QUANTISED, .lora = {.rank = 2}}, &e), OP_ERR_ARG);
+    assert_non_null(strstr(e.message, "cannot be trained"));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -302,6 +414,8 @@ int main(void)
         cmocka_unit_test(a_shared_prefix_changes_nothing_but_the_work),
         cmocka_unit_test(gate_and_stop_callbacks_are_obeyed),
         cmocka_unit_test(draws_follow_the_distribution_and_its_truncations),
+        cmocka_unit_test(truncations_keep_what_their_definitions_say),
+        cmocka_unit_test(quantised_weights_keep_a_request_its_own_and_give_its_logprobs_again),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
