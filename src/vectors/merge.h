@@ -159,6 +159,7 @@ typedef struct op_merge_job {
     int64_t row, rows;  /* elements of the last dimension, and how many of those */
     op_merge_input *in; /* [n] */
     int n, base;        /* base: -1: none */
+    int words_base;     /* the input that base_model names, also where the method makes no use of it; -1: none */
     double p[P_COUNT];
     op_dtype type, out; /* of the arithmetic, of the file */
     bool vocabulary;    /* rows are tokens */

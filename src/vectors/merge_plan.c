@@ -241,7 +241,7 @@ static op_status add_job(planner *x, const op_weights_tensor *like, int64_t laye
     if (!op_grow(&p->jobs, p->n_jobs, &p->room, sizeof *p->jobs))
         return no_memory(x);
     op_merge_job *j = &p->jobs[p->n_jobs];
-    *j = (op_merge_job){.method = x->c->method, .n = slice->n, .base = -1, .seed = x->seed, .stream = p->n_jobs, .line = slice->line, .words = p->words};
+    *j = (op_merge_job){.method = x->c->method, .n = slice->n, .base = -1, .words_base = -1, .seed = x->seed, .stream = p->n_jobs, .line = slice->line, .words = p->words};
     j->name = output_name(&p->arena, like->name, layer);
     j->in = op_arena_alloc(&p->arena, (size_t)slice->n * sizeof *j->in);
     if (!j->name || !j->in)
@@ -256,9 +256,10 @@ static op_status add_job(planner *x, const op_weights_tensor *like, int64_t laye
         in->model = &p->models[in->index];
         if (!(in->tensor = find(in->model->weights, name)))
             return op_error_set(x->e, OP_ERR_MISMATCH, "%s: tensor \"%s\" is missing (%s, line %d)", in->model->path, name, x->c->name, slice->line);
-        if (x->c->method->base != OP_BASE_IGNORED && slice->base == in->index)
-            j->base = i;
+        if (slice->base == in->index)
+            j->words_base = i;
     }
+    j->base = x->c->method->base == OP_BASE_IGNORED ? -1 : j->words_base;
     j->vocabulary = op_merge_is_vocabulary(j->name);
     set_shape(j, p->words ? op_merge_words_count(p->words) : 0);
     op_status s = check_shapes(x, j);

@@ -530,8 +530,8 @@ static op_status iterate(op_merge_job *j, karcher_state *s, bool *done, op_error
     *done = s->T < s->tol;
     if (status || *done)
         return status;
-    s->cosine = (float)cos(s->T);
-    s->sine = (float)sin(s->T);
+    s->cosine = op_round(j->type, (float)cos(s->T)); /* a number to the left of a tensor gets its type in torch, one to its right keeps float32 */
+    s->sine = op_round(j->type, (float)sin(s->T));
     status = op_merge_sums(j, step, j, sums, 1, e);
     if (!status && (float)sqrt(sums[0]) > s->tol)
         s->divide = (float)sqrt(sums[0]);
@@ -585,7 +585,7 @@ static op_status karcher(void *ctx, const op_merge_tile *t)
     if (j->kept && s->divide != 1)
         op_lane_divide(j->type, s->divide, t->out, t->n);
     if (j->n > 1)
-        op_lane_scale(j->type, j->kept ? s->scale : 0, t->out, t->n);
+        op_lane_scale(j->type, j->kept ? op_round(j->type, s->scale) : 0, t->out, t->n);
     return OP_OK;
 }
 

@@ -332,8 +332,8 @@ static op_status find_source(const op_merge_words *w, const op_merge_job *j, siz
             last = i;
         }
     b->needed = having < j->n;
-    bool base = j->base >= 0 && row_in(w, j, j->base, id) >= 0;
-    b->from = having <= 1 ? last : base ? j->base : -2;
+    bool base = j->words_base >= 0 && row_in(w, j, j->words_base, id) >= 0;
+    b->from = having <= 1 ? last : base ? j->words_base : -2;
     b->row = b->from >= 0 ? row_in(w, j, b->from, id) : 0;
     const op_merge_token *wish = w->c->n_tokens ? wish_of(w->c, w->words[id]) : NULL;
     return wish ? grant(w, j, wish, b, e) : OP_OK;
