@@ -83,6 +83,7 @@ with tempfile.TemporaryDirectory() as d:
             sys.exit("FAILED: llama.cpp's tokens differ")
         llama.eval(ids)
         logp = torch.log_softmax(torch.tensor(llama.scores[:len(ids) - 1]).double(), -1).gather(1, torch.tensor(ids)[1:, None])[-len(mine["tokens"]):, 0]
+        llama.close() # at exit it would fail
         compare("llama.cpp, exported GGUF", mine["logprobs"], logp.tolist(), 2e-2)
     compare("operant, exported GGUF", mine["logprobs"], ours(f"{d}/m.gguf", d)["logprobs"], 1e-3)
 sys.exit(failed)
