@@ -1,5 +1,6 @@
 #include "base/mem.h"
 
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -82,13 +83,25 @@ char *op_strdup(const char *s)
     return op_strndup(s, strlen(s));
 }
 
-enum { ALIGN = 64, HUGE_BYTES = 2 << 20 };
+enum { ALIGN = 64, HUGE_BYTES = 2 << 20, SHARED_BYTES = 128 << 10, REGION_BYTES = 32 << 20 };
+
+/* Blocks of less than a huge page, and not small, stand one behind the other in regions of huge pages: matrices are read row after row, where small
+ * pages cost. Places are not used twice; a region goes back when its last block has, and the pages of a block at once. */
+typedef struct region {
+    size_t used, live; /* bytes, blocks */
+} region;
 
 /* What stands before an aligned block, ALIGN bytes that keep its alignment. */
 typedef struct block {
-    void *map; /* of a block that was mapped; NULL: malloc's */
+    void *map; /* of a block that was mapped by itself */
+    region *in; /* of a block in a region; neither: malloc's */
     size_t bytes;
 } block;
+
+static size_t round_up(size_t n, size_t to)
+{
+    return (n + to - 1) / to * to;
+}
 
 static void *remember(void *p, block b)
 {
@@ -104,10 +117,54 @@ static void *map_block(size_t bytes)
     char *map = mmap(NULL, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (map == MAP_FAILED)
         return NULL;
-    char *p = map + ALIGN + (HUGE_BYTES - ((uintptr_t)map + ALIGN) % HUGE_BYTES) % HUGE_BYTES;
+    char *p = (char *)round_up((uintptr_t)map + ALIGN, HUGE_BYTES);
     madvise(p, bytes / HUGE_BYTES * HUGE_BYTES, MADV_HUGEPAGE);
-    return remember(p, (block){map, room});
+    return remember(p, (block){.map = map, .bytes = room});
 }
+
+static pthread_mutex_t regions = PTHREAD_MUTEX_INITIALIZER;
+static region *newest; /* the region that has room, or NULL */
+
+static void *share_block(size_t bytes)
+{
+    size_t room = ALIGN + round_up(bytes, ALIGN);
+    void *p = NULL;
+    pthread_mutex_lock(&regions);
+    if (!newest || REGION_BYTES - newest->used < room) {
+        region *fresh = map_block(REGION_BYTES);
+        if (fresh)
+            fresh->used = ALIGN;
+        newest = fresh;
+    }
+    if (newest) {
+        p = remember((char *)newest + newest->used + ALIGN, (block){.in = newest, .bytes = bytes});
+        newest->used += room;
+        newest->live++;
+    }
+    pthread_mutex_unlock(&regions);
+    return p;
+}
+
+static void unshare_block(char *p, block b)
+{
+    enum { PAGE = 4096 };
+    char *begin = (char *)round_up((uintptr_t)p, PAGE), *end = p + b.bytes - (uintptr_t)(p + b.bytes) % PAGE;
+    pthread_mutex_lock(&regions);
+    bool last = --b.in->live == 0;
+    if (last && b.in == newest)
+        newest = NULL;
+    pthread_mutex_unlock(&regions);
+    if (last)
+        op_free_aligned(b.in);
+    else if (begin < end)
+        madvise(begin, (size_t)(end - begin), MADV_DONTNEED);
+}
+
+#ifdef __SANITIZE_ADDRESS__
+static const bool may_share = false; /* it watches malloc's blocks alone */
+#else
+static const bool may_share = true;
+#endif
 
 void *op_alloc_aligned(size_t bytes)
 {
@@ -115,7 +172,9 @@ void *op_alloc_aligned(size_t bytes)
         return NULL;
     if (bytes >= HUGE_BYTES)
         return map_block(bytes);
-    size_t room = ALIGN + (bytes + ALIGN - 1) / ALIGN * ALIGN;
+    if (bytes >= SHARED_BYTES && may_share)
+        return share_block(bytes);
+    size_t room = ALIGN + round_up(bytes, ALIGN);
     char *p = aligned_alloc(ALIGN, room);
     if (!p)
         return NULL;
@@ -131,6 +190,8 @@ void op_free_aligned(void *p)
     memcpy(&b, (char *)p - ALIGN, sizeof b);
     if (b.map)
         munmap(b.map, b.bytes);
+    else if (b.in)
+        unshare_block(p, b);
     else
         free((char *)p - ALIGN);
 }

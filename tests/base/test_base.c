@@ -107,7 +107,7 @@ static void sha256_of_abc_is_the_published_one(void **state)
 static void aligned_blocks_of_every_size_are_zero_wherever_one_looks(void **state)
 {
     (void)state;
-    static const size_t sizes[] = {0, 1, 64, 65, 4096, (2 << 20) - 1, 2 << 20, (2 << 20) + 1, (5 << 20) + 77};
+    static const size_t sizes[] = {0, 1, 64, 65, 4096, 128 << 10, 999999, (2 << 20) - 1, 2 << 20, (2 << 20) + 1, (5 << 20) + 77};
     enum { SIZES = sizeof sizes / sizeof *sizes };
     for (int round = 0; round < 2; round++) { /* the second one may get what the first one left */
         unsigned char *blocks[SIZES];
@@ -124,6 +124,29 @@ static void aligned_blocks_of_every_size_are_zero_wherever_one_looks(void **stat
             op_free_aligned(blocks[i]);
     }
     op_free_aligned(NULL);
+}
+
+static void aligned_blocks_do_not_overlap_whatever_is_freed_between(void **state)
+{
+    (void)state;
+    enum { BLOCKS = 60, BYTES = 1 << 20, ROUNDS = 300 };
+    unsigned char *blocks[BLOCKS] = {0};
+    for (int round = 0; round < ROUNDS; round++) {
+        int i = round * 37 % BLOCKS;
+        size_t n = BYTES - (size_t)(i * 12345);
+        op_free_aligned(blocks[i]);
+        blocks[i] = op_alloc_aligned(n);
+        assert_non_null(blocks[i]);
+        assert_int_equal(blocks[i][0] + blocks[i][n / 2] + blocks[i][n - 1], 0);
+        blocks[i][0] = blocks[i][n / 2] = blocks[i][n - 1] = (unsigned char)(i + 1);
+        for (int k = 0; k < BLOCKS; k++) {
+            size_t m = BYTES - (size_t)(k * 12345);
+            if (blocks[k] && (blocks[k][0] != k + 1 || blocks[k][m / 2] != k + 1 || blocks[k][m - 1] != k + 1))
+                fail_msg("block %d was written by another in round %d", k, round);
+        }
+    }
+    for (int i = 0; i < BLOCKS; i++)
+        op_free_aligned(blocks[i]);
 }
 
 static void an_arena_hands_out_aligned_memory_and_merges_after_growth(void **state)
@@ -217,6 +240,7 @@ int main(void)
         cmocka_unit_test(a_hash_of_parts_is_that_of_the_whole),
         cmocka_unit_test(the_clock_goes_forward_and_memory_is_counted_in_mib),
         cmocka_unit_test(aligned_blocks_of_every_size_are_zero_wherever_one_looks),
+        cmocka_unit_test(aligned_blocks_do_not_overlap_whatever_is_freed_between),
         cmocka_unit_test(an_arena_hands_out_aligned_memory_and_merges_after_growth),
         cmocka_unit_test(an_error_keeps_its_code_through_a_prefix),
         cmocka_unit_test(the_log_goes_to_the_callback_alone),
