@@ -52,7 +52,8 @@ int op_tensor_layer(const char *name, char kind[OP_KIND_MAX]);
 /* ---- making vectors; `output` is a .safetensors, which is replaced ---- */
 
 /* model - base. base NULL: that of an adapter's directory. OP_ERR_MISMATCH when a tensor is missing on either side, has another shape, or the vocabularies
- * differ; OP_ERR_ARG when nothing differs. */
+ * differ; OP_ERR_ARG when nothing differs. A model saved in 16 bits differs from a finer base by its rounding, which may be larger than what it learned: a warning
+ * (operant/log.h) says so. */
 op_status op_vector_extract(const char *model, const char *base, const char *output, const op_vector_options *o, op_error *e);
 
 typedef struct op_vector_term {

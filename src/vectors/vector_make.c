@@ -4,10 +4,12 @@
 #include <string.h>
 
 #include <operant/file.h>
+#include <operant/log.h>
 #include <operant/model.h>
 #include <operant/tokenizer.h>
 
 #include "base/mem.h"
+#include "base/num.h"
 #include "base/rng.h"
 #include "io/tensors.h"
 #include "vectors/vector.h"
@@ -86,6 +88,7 @@ typedef struct difference {
     const op_weights_tensor **a, **b; /* [n] of the model and of the base */
     size_t n;
     float *room; /* the largest tensor, twice */
+    double energy, rounding; /* squares of the vector, and of what it would be if the model were the base in the type that it is stored in */
 } difference;
 
 /* Old files of tied models hold the embedding once more as the output layer. */
@@ -171,13 +174,36 @@ static op_status keep_changed(difference *d, draft *out, op_error *e)
                                        op_weights_path(d->base), out->o->layers || out->o->kinds ? " in the layers and kinds asked for" : "");
 }
 
+static double rounding_of(const float *x, int64_t n, op_dtype dtype)
+{
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) {
+        double lost = (double)x[i] - (dtype == OP_BF16 ? op_bf16_to_f32(op_f32_to_bf16(x[i])) : op_f16_to_f32(op_f32_to_f16(x[i])));
+        sum += lost * lost;
+    }
+    return sum;
+}
+
 static op_status fill_difference(void *ctx, size_t i, float *out, op_error *e)
 {
     difference *d = ctx;
+    op_dtype stored = d->a[i]->dtype;
+    int64_t n = d->b[i]->count;
     op_status s = read_pair(d, i, out, d->room, e);
-    for (int64_t k = 0; k < d->b[i]->count && !s; k++)
+    if (!s && (stored == OP_BF16 || stored == OP_F16))
+        d->rounding += rounding_of(d->room, n, stored);
+    for (int64_t k = 0; k < n && !s; k++)
         out[k] -= d->room[k];
+    d->energy += s ? 0 : op_dot(out, out, n);
     return s;
+}
+
+/* A model saved in 16 bits differs from its base in every element, however little it learned. */
+static void warn_of_rounding(const difference *d)
+{
+    if (d->rounding > 0.05 * d->energy)
+        op_log(OP_LOG_WARN, "of the vector's norm of %.3g, %.3g is the rounding with which \"%s\" was saved: save what is trained for a vector in f32",
+               sqrt(d->energy), sqrt(fmin(d->rounding, d->energy)), op_weights_path(d->model));
 }
 
 /* The tokens of both, where both have a tokenizer. */
@@ -222,6 +248,8 @@ static op_status extract_difference(draft *out, const char *output, op_error *e)
         out->fn = fill_difference;
         out->ctx = &d;
         s = write_draft(out, output, e);
+        if (!s)
+            warn_of_rounding(&d);
     }
     op_free(d.room);
     op_free(d.a);

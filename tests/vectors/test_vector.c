@@ -4,6 +4,8 @@
 #include <signal.h>
 #include <sys/resource.h>
 
+#include <operant/log.h>
+
 #include "io/gguf.h"
 #include "model/gguf_out.h"
 
@@ -347,6 +349,37 @@ static void only_the_layers_and_kinds_asked_for_are_taken(void **state)
     assert_false(op_path_exists(at("none.safetensors")));
 }
 
+static char logged[1024];
+
+static void keep_log(void *ctx, op_log_level level, const char *message)
+{
+    (void)ctx, (void)level;
+    snprintf(logged, sizeof logged, "%s", message);
+}
+
+static void a_vector_that_is_mostly_rounding_is_told_of(void **state)
+{
+    (void)state;
+    static const struct {
+        double learned;
+        op_dtype dtype;
+        const char *says;
+    } cases[] = {{1e-5, OP_BF16, "is the rounding with which"}, {1e-5, OP_F16, "is the rounding with which"}, {1e-5, OP_F32, ""}, {1e-2, OP_BF16, ""}};
+    op_log_set(keep_log, NULL);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        op_model *m = new_model(tiny(OP_LLAMA), 1);
+        disturb(m, cases[i].learned, 2, "");
+        save_model(m, "m", cases[i].dtype);
+        *logged = 0;
+        extract("m", "base", "x.safetensors", OP_F32);
+        if (!strstr(logged, cases[i].says) || !*cases[i].says != !*logged)
+            fail_msg("case %zu: found \"%s\", expected \"%s\"", i, logged, cases[i].says);
+        clear("m");
+        clear("x.safetensors");
+    }
+    op_log_set(NULL, NULL);
+}
+
 /* ---- adapters ---- */
 
 static void the_vector_of_an_adapter_is_small_and_leads_to_the_folded_model(void **state)
@@ -666,6 +699,7 @@ int main(void)
         cmocka_unit_test(several_vectors_add_up_with_their_scales),
         cmocka_unit_test(what_did_not_change_is_left_out),
         cmocka_unit_test(only_the_layers_and_kinds_asked_for_are_taken),
+        cmocka_unit_test(a_vector_that_is_mostly_rounding_is_told_of),
         cmocka_unit_test(the_vector_of_an_adapter_is_small_and_leads_to_the_folded_model),
         cmocka_unit_test(a_combination_is_scaled_and_orthogonal_to_what_it_is_told),
         cmocka_unit_test(a_random_vector_has_the_norm_of_each_tensor_and_its_seed_s_bits),
