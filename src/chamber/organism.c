@@ -120,7 +120,9 @@ static op_model_config config_of(int size, const op_tokenizer *k)
 }
 
 /* op_model_new's deviation of 0.02 is that of wide models; at this width attention would take most of a run to begin to look at anything. Here a matrix keeps
- * the length of what goes through it (deviation 1 / sqrt(inputs)), and those that write to the residual stream share it among the layers. */
+ * the length of what goes through it (deviation 1 / sqrt(inputs)), and those that write to the residual stream share it among the layers.
+ * Embeddings begin far apart: Adam moves all words that come in the same places the same way, 0.1 and more in the first steps, and words that began nearer
+ * than that look alike afterwards, so that nothing can be copied for thousands of steps. */
 static op_status widen_weights(op_model *m, op_error *e)
 {
     op_params p = op_model_params(m);
@@ -130,7 +132,7 @@ static op_status widen_weights(op_model *m, op_error *e)
         if (!x->decay)
             continue;
         bool writes = strstr(x->name, "o_proj") || strstr(x->name, "down_proj"), embeds = strstr(x->name, "embed");
-        double deviation = embeds ? 0.05 : 1 / sqrt((double)x->cols * (writes ? 2.0 * layers : 1));
+        double deviation = embeds ? 0.25 : 1 / sqrt((double)x->cols * (writes ? 2.0 * layers : 1));
         for (size_t k = 0; k < x->n; k++)
             p.values[x->offset + k] *= (float)(deviation / 0.02);
     }
