@@ -1,5 +1,6 @@
 /* The program as a person calls it: words in, bytes and an exit status out. A tiny random model lies in a directory of its own. */
 #include <ctype.h>
+#include <math.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -722,6 +723,52 @@ static void bench_reports_every_number(void **state)
         assert_true(json_number_value(json_object_get(j, keys[i])) > 0);
     assert_true(json_number_value(json_object_get(json_object_get(j, "train"), "tokens_per_s")) > 0);
     json_decref(j);
+}
+
+static void a_profile_accounts_for_the_whole_time(void **state)
+{
+    (void)state;
+    succeeds(operant("bench --profile model=model batch=2 length=16 steps=1 dtype=f32 what=train peak_seconds=0.02 --json"));
+    json_t *j = json_loads(out, 0, NULL), *x;
+    json_t *p = json_array_get(json_object_get(json_object_get(j, "train"), "profiles"), 0);
+    double sum = json_number_value(json_object_get(p, "unaccounted_seconds")), whole = json_number_value(json_object_get(p, "seconds")), last = INFINITY, flop = 0;
+    size_t i;
+    json_array_foreach(json_object_get(p, "operations"), i, x)
+    {
+        double seconds = json_number_value(json_object_get(x, "seconds"));
+        assert_true(seconds <= last);
+        last = seconds;
+        sum += seconds;
+        flop += json_number_value(json_object_get(x, "flop"));
+        assert_true(json_number_value(json_object_get(x, "calls")) > 0);
+        assert_true(json_is_number(json_object_get(x, "share_of_product_peak")) && json_is_number(json_object_get(x, "share_of_bandwidth")));
+    }
+    assert_true(i > 10 && flop > 0 && whole > 0 && fabs(sum - whole) < 1e-6 * whole);
+    assert_true(json_number_value(json_object_get(j, "peak.memory_gb_per_s")) > 0);
+    json_decref(j);
+    succeeds(operant("bench --profile model=model steps=1 dtype=f32 what=generate at_once=2,3 prompt_tokens=4 max_tokens=4 peak_seconds=0"));
+    assert_has(out, "3 x 5 new tokens after prompts of 4: ");
+    assert_has(out, "attention_cached");
+    assert_has(out, "unaccounted");
+}
+
+static void bench_measures_an_update_and_the_tokenizer(void **state)
+{
+    (void)state;
+    succeeds(operant("bench model=model what=update prompts=2 answers=4 prompt_tokens=4 max_tokens=8 steps=1 dtype=f32 peak_seconds=0 --json"));
+    json_t *j = json_loads(out, 0, NULL);
+    assert_true(json_number_value(json_object_get(j, "update.seconds")) > 0);
+    assert_null(json_object_get(j, "peak"));
+    json_decref(j);
+    write_text("lines.txt", "one two\nthree");
+    succeeds(operant("bench model=model what=tokenize file=lines.txt peak_seconds=0 --json"));
+    j = json_loads(out, 0, NULL);
+    assert_true(json_number_value(json_object_get(j, "tokenize.tokens")) >= 2);
+    json_decref(j);
+    assert_int_equal(operant("bench model=model what=tokenize peak_seconds=0"), 1);
+    assert_has(err, "file=PATH");
+    assert_int_equal(operant("bench model=model what=generate at_once=33 peak_seconds=0"), 1);
+    assert_has(err, "at_once: found \"33\"");
 }
 
 int main(void)
