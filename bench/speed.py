@@ -106,6 +106,8 @@ def since_start(side):
 # ---- rows ----
 
 def train_sides(a, dtype, batch, length, variants):
+    if a.quick:
+        batch, length = 1, length // 4
     shape = ["--batch", str(batch), "--length", str(length)]
     sides = [bench(a, "train", f"dtype={dtype}", f"batch={batch}", f"length={length}")]
     for variant in variants.split(","):
@@ -115,7 +117,7 @@ def train_sides(a, dtype, batch, length, variants):
 
 
 def new_tokens(a):
-    return 16 if a.quick else 64
+    return 4 if a.quick else 64
 
 
 def decode_sides(a, n, *kinds):
@@ -131,10 +133,23 @@ def transformers(a, what, *options):
     return torch(a, "transformers bf16", what, *options)
 
 
+def small_sides(a):
+    shape = (1, 64) if a.quick else (8, 256)
+    return [bench(a, "train", "dtype=bf16", "optim=adamw_8bit", "grad_dtype=bf16", f"batch={shape[0]}", f"length={shape[1]}", key="peak_rss_mb"),
+            torch(a, "torch bf16", "train", "--dtype", "bf16", "--batch", str(shape[0]), "--length", str(shape[1]), key="peak_rss_mb")]
+
+
+def lora_sides(a):
+    shape = (1, 64) if a.quick else (8, 256)
+    return [bench(a, "lora", "dtype=bf16", f"batch={shape[0]}", f"length={shape[1]}")] + [
+        torch(a, f"PEFT {dtype}", "train", "--lora", "16", "--dtype", dtype, "--batch", str(shape[0]), "--length", str(shape[1])) for dtype in ("autocast", "bf16")]
+
+
 def update_sides(a):
-    new = new_tokens(a)
-    return [bench(a, "update", f"max_tokens={new}", "dtype=bf16", key="seconds")] + [
-        torch(a, f"TRL {dtype}", "update", "--dtype", dtype, "--batch", "8", "--answers", "8", "--new", str(new), key="seconds") for dtype in ("autocast", "bf16")]
+    prompts, answers, new = (2, 4, 8) if a.quick else (8, 8, 64)
+    return [bench(a, "update", f"prompts={prompts}", f"answers={answers}", f"max_tokens={new}", "dtype=bf16", key="seconds")] + [
+        torch(a, f"TRL {dtype}", "update", "--dtype", dtype, "--batch", str(prompts), "--answers", str(answers), "--new", str(new), key="seconds")
+        for dtype in ("autocast", "bf16")]
 
 
 def first_step_sides(a):
@@ -165,9 +180,10 @@ def organism_sides(a):
     model = f"{a.scratch}/organism"
     if not os.path.exists(f"{model}/config.json"):
         process([a.peers, str(HERE / "peers" / "peers.py"), "organism", "--model", model], a.timeout)
-    shape, sides = ["--batch", "64", "--length", "128"], []
+    batch = 4 if a.quick else 64
+    shape, sides = ["--batch", str(batch), "--length", "128"], []
     for dtype in ("f32", "bf16"):
-        name, command, run = bench(a, "train", f"model={model}", "batch=64", "length=128", f"dtype={dtype}", f"block_tokens={8192 if dtype == 'bf16' else 2048}")
+        name, command, run = bench(a, "train", f"model={model}", f"batch={batch}", "length=128", f"dtype={dtype}", f"block_tokens={8192 if dtype == 'bf16' else 2048}")
         sides.append((f"operant {dtype}", command, run))
     return sides + [torch(a, f"torch {v}", "train", "--dtype", v.split()[-1], *shape, *(["--compile"] if "compiled" in v else []), model=model)
                     for v in ("f32", "autocast", "bf16", "compiled f32", "compiled bf16")]
@@ -186,11 +202,8 @@ ROWS = {
     "train": ("full fine-tuning step, 8 x 256, bf16 with f32 master weights", RATE, "AMX: >= 3x autocast, >= 2x the best compiled; >= 55% of the peak; <= 2,800 MB",
               lambda a: train_sides(a, "bf16", 8, 256, "f32,autocast,bf16,compiled autocast,compiled bf16")),
     "train-f32": ("the same in f32", RATE, ">= 1.3x; >= 70% of the peak", lambda a: train_sides(a, "f32", 8, 256, "f32,compiled f32")),
-    "train-small": ("the same with bf16 gradients and 8-bit moments", MEMORY, "<= 1,800 MB",
-                    lambda a: [bench(a, "train", "dtype=bf16", "optim=adamw_8bit", "grad_dtype=bf16", key="peak_rss_mb"),
-                               torch(a, "torch bf16", "train", "--dtype", "bf16", key="peak_rss_mb")]),
-    "lora": ("LoRA r=16 step, 8 x 256, bf16", RATE, ">= 4x PEFT autocast; <= 900 MB",
-             lambda a: [bench(a, "lora", "dtype=bf16")] + [torch(a, f"PEFT {d}", "train", "--lora", "16", "--dtype", d) for d in ("autocast", "bf16")]),
+    "train-small": ("the same with bf16 gradients and 8-bit moments", MEMORY, "<= 1,800 MB", small_sides),
+    "lora": ("LoRA r=16 step, 8 x 256, bf16", RATE, ">= 4x PEFT autocast; <= 900 MB", lora_sides),
     "length-1024": ("full fine-tuning step, 2 x 1,024, bf16", RATE, "the ratios of 8 x 256", lambda a: train_sides(a, "bf16", 2, 1024, "autocast,bf16")),
     "length-4096": ("full fine-tuning step, 1 x 4,096, bf16", RATE, "the ratios of 8 x 256; memory linear", lambda a: train_sides(a, "bf16", 1, 4096, "autocast,bf16")),
     "decode-32": ("generation, 32 at once, all log-probabilities recorded", RATE, ">= 5x transformers, >= 5x llama.cpp", lambda a: decode_sides(a, 32, "exact", "quantised")),
@@ -331,7 +344,7 @@ def main():
     p.add_argument("--only", default="", help="rows, with commas between them; \"decode\" means all that begin so")
     p.add_argument("--repeats", type=int, default=0, help="how often each side runs (3; with --quick 1)")
     p.add_argument("--steps", type=int, default=0, help="repetitions within a run (3; with --quick 1)")
-    p.add_argument("--quick", action="store_true", help="as short as possible: shows that everything runs; the results go to the scratch directory")
+    p.add_argument("--quick", action="store_true", help="smaller work, as short as possible: shows that everything runs; the results go to the scratch directory")
     p.add_argument("--timeout", type=float, default=1800, help="seconds for one run of one side")
     p.add_argument("--machine", help="name of the results file; by default from the processor")
     p.add_argument("--out", help="results file")
