@@ -9,9 +9,9 @@
 #include "base/mem.h"
 #include "model/parts.h"
 
-/* Rows of logits that exist at a time. Each chunk adds to the gradient of the output layer, which is passed over once more for it: with fewer rows that
- * costs more than the memory is worth, unless there is no such gradient or only half as much of it. */
-enum { HEAD_ROWS = 256, HEAD_ROWS_LIGHT = 128 };
+/* Rows of logits that exist at a time. In training each chunk adds to the gradient of the output layer, which is passed over once more for it: fewer rows cost
+ * more than their memory is worth, unless that gradient is half as large (bf16), or there is none (frozen). */
+enum { HEAD_ROWS = 256, HEAD_ROWS_BF16 = 128, HEAD_ROWS_FROZEN = 64 };
 
 /* What a layer leaves for its backward. */
 typedef struct kept {
@@ -209,7 +209,7 @@ static op_status reserve(op_pass *p, int32_t T, bool keep, op_error *e)
     p->capacity = 0;
     p->kept_valid = false;
     const op_slot *head = &m->slots[m->head.first];
-    size_t rows = head->grad && !head->grad_act ? HEAD_ROWS : HEAD_ROWS_LIGHT;
+    size_t rows = !keep ? HEAD_ROWS : !head->grad ? HEAD_ROWS_FROZEN : head->grad_act ? HEAD_ROWS_BF16 : HEAD_ROWS;
     p->head_rows = (int32_t)(n < rows ? n : rows);
     p->bytes = lay_out(p, n, keep, (size_t)most);
     p->memory = op_alloc_aligned(p->bytes);
