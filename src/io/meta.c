@@ -10,7 +10,7 @@ static const op_gguf_pair *find_pair(const op_tensors *t, const char *key)
     return i < 0 ? NULL : &t->pairs[i];
 }
 
-static const op_gguf_pair *find_array(const op_tensors *t, const char *key)
+const op_gguf_pair *op_gguf_array(const op_tensors *t, const char *key)
 {
     const op_gguf_pair *p = find_pair(t, key);
     return p && p->type == GGUF_ARRAY ? p : NULL;
@@ -91,7 +91,7 @@ double op_tensors_meta_float(const op_tensors *t, const char *key, double fallba
 
 size_t op_tensors_meta_array(const op_tensors *t, const char *key)
 {
-    const op_gguf_pair *p = find_array(t, key);
+    const op_gguf_pair *p = op_gguf_array(t, key);
     return p ? p->n : 0;
 }
 
@@ -103,23 +103,31 @@ static const char *string_at(const op_gguf_pair *p, size_t i, size_t *len)
     return (const char *)p->strings[i] + sizeof n;
 }
 
-const char *op_tensors_meta_array_string(const op_tensors *t, const char *key, size_t i, size_t *len)
+const char *op_gguf_array_string(const op_gguf_pair *p, size_t i, size_t *len)
 {
-    const op_gguf_pair *p = find_array(t, key);
     *len = 0;
     return p && p->strings && i < p->n ? string_at(p, i, len) : NULL;
 }
 
-int64_t op_tensors_meta_array_int(const op_tensors *t, const char *key, size_t i)
+const char *op_tensors_meta_array_string(const op_tensors *t, const char *key, size_t i, size_t *len)
 {
-    const op_gguf_pair *p = find_array(t, key);
+    return op_gguf_array_string(op_gguf_array(t, key), i, len);
+}
+
+int64_t op_gguf_array_int(const op_gguf_pair *p, size_t i)
+{
     int64_t v;
     return p && i < p->n && load_int(p->item, p->data, i, &v) ? v : 0;
 }
 
+int64_t op_tensors_meta_array_int(const op_tensors *t, const char *key, size_t i)
+{
+    return op_gguf_array_int(op_gguf_array(t, key), i);
+}
+
 double op_tensors_meta_array_float(const op_tensors *t, const char *key, size_t i)
 {
-    const op_gguf_pair *p = find_array(t, key);
+    const op_gguf_pair *p = op_gguf_array(t, key);
     double v;
     return p && i < p->n && load_float(p->item, p->data, i, &v) ? v : 0;
 }

@@ -40,6 +40,11 @@ typedef struct op_gguf_pair {
     const unsigned char **strings; /* [n] an array of strings: where each begins (its u64 length) */
 } op_gguf_pair;
 
+/* An array of GGUF's metadata found once, for many reads: NULL if there is none. Elements by index, as op_tensors_meta_array_... gives them. */
+const op_gguf_pair *op_gguf_array(const op_tensors *t, const char *key);
+const char *op_gguf_array_string(const op_gguf_pair *p, size_t i, size_t *len);
+int64_t op_gguf_array_int(const op_gguf_pair *p, size_t i);
+
 struct op_tensors {
     op_tensors_format format;
     op_map *maps; /* [n_maps] */

@@ -77,11 +77,8 @@ op_status op_lookup_init(op_lookup *x, int32_t n)
     uint64_t slots = slots_for((size_t)n);
     x->mask = slots - 1;
     x->slots = op_alloc_array(slots, sizeof *x->slots);
-    x->tags = op_alloc_zero(slots, sizeof *x->tags);
-    if (!x->slots || !x->tags) {
-        op_lookup_release(x);
+    if (!x->slots)
         return OP_ERR_NOMEM;
-    }
     memset(x->slots, 0xff, slots * sizeof *x->slots);
     return OP_OK;
 }
@@ -89,7 +86,6 @@ op_status op_lookup_init(op_lookup *x, int32_t n)
 void op_lookup_release(op_lookup *x)
 {
     op_free(x->slots);
-    op_free(x->tags);
     *x = (op_lookup){0};
 }
 
@@ -97,10 +93,12 @@ void op_lookup_release(op_lookup *x)
 static inline uint64_t seek(const op_lookup *x, const op_strings *s, const char *key, size_t n, uint64_t h)
 {
     uint64_t i = h & x->mask;
-    for (; x->slots[i] >= 0; i = (i + 1) & x->mask) {
+    for (; x->slots[i].at >= 0; i = (i + 1) & x->mask) {
+        if (x->slots[i].tag != (uint32_t)(h >> 32))
+            continue;
         size_t len;
-        const char *other = op_strings_get(s, x->slots[i], &len);
-        if (x->tags[i] == (uint32_t)(h >> 32) && len == n && memcmp(other, key, n) == 0)
+        const char *other = op_strings_get(s, x->slots[i].at, &len);
+        if (len == n && memcmp(other, key, n) == 0)
             break;
     }
     return i;
@@ -111,15 +109,13 @@ void op_lookup_put(op_lookup *x, const op_strings *s, int32_t i)
     size_t n;
     const char *key = op_strings_get(s, i, &n);
     uint64_t h = hash(key, n), slot = seek(x, s, key, n, h);
-    if (x->slots[slot] < 0) {
-        x->slots[slot] = i;
-        x->tags[slot] = (uint32_t)(h >> 32);
-    }
+    if (x->slots[slot].at < 0)
+        x->slots[slot] = (struct op_lookup_slot){i, (uint32_t)(h >> 32)};
 }
 
 int32_t op_lookup_find(const op_lookup *x, const op_strings *s, const char *key, size_t n)
 {
-    return x->slots[seek(x, s, key, n, hash(key, n))];
+    return x->slots[seek(x, s, key, n, hash(key, n))].at;
 }
 
 op_status op_bpe_resize(op_bpe *b, size_t n_merges)

@@ -31,8 +31,10 @@ static inline const char *op_strings_get(const op_strings *s, int32_t i, size_t 
 
 /* A hash table from strings to their number; the strings stay where they are. */
 typedef struct op_lookup {
-    int32_t *slots; /* string number, -1: empty */
-    uint32_t *tags; /* upper half of the hash, to spare most comparisons */
+    struct op_lookup_slot {
+        int32_t at;   /* string number, -1: empty */
+        uint32_t tag; /* upper half of the hash, to spare most comparisons */
+    } *slots;
     uint64_t mask;
 } op_lookup;
 

@@ -76,18 +76,18 @@ int op_char_to_byte(uint32_t c)
 /* The bytes behind a token's stand-ins; false: a character stands for none, and the text stands for itself. */
 static bool behind(const char *text, size_t n, op_buf *out, op_status *s)
 {
-    size_t start = out->len;
+    size_t end = out->len;
+    if (!n || (*s = op_buf_add(out, text, n)))
+        return !n;
     for (size_t i = 0; i < n; i += op_utf8_length((unsigned char)text[i])) {
         int byte = op_char_to_byte(op_utf8_get(text + i));
         if (byte < 0) {
-            out->len = start;
-            *s = op_buf_add(out, text, n);
+            memcpy(out->data + out->len - n, text, n);
             return false;
         }
-        char c = (char)byte;
-        if ((*s = op_buf_add(out, &c, 1)))
-            return false;
+        out->data[end++] = (char)byte;
     }
+    out->len = end;
     return true;
 }
 

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "io/tensors.h"
 #include "text/tokenizer_impl.h"
 #include "text/unicode.h"
 
@@ -44,14 +45,15 @@ static op_status set_family(op_tokenizer *t, const op_tensors *g, bool *add_bos,
 
 static op_status read_tokens(op_tokenizer *t, const op_tensors *g, op_error *e)
 {
-    size_t n = op_tensors_meta_array(g, KEY("tokens")), n_types = op_tensors_meta_array(g, KEY("token_type"));
+    const op_gguf_pair *tokens = op_gguf_array(g, KEY("tokens")), *types = op_gguf_array(g, KEY("token_type"));
+    size_t n = tokens ? tokens->n : 0, n_types = types ? types->n : 0;
     if (!n || n > INT32_MAX / 2 || (n_types && n_types != n))
         return op_error_set(e, OP_ERR_FORMAT, KEY("tokens") ": %zu tokens with %zu types", n, n_types);
     op_status s = OP_OK;
     for (size_t i = 0; !s && i < n; i++) {
         size_t len = 0;
-        const char *text = op_tensors_meta_array_string(g, KEY("tokens"), i, &len);
-        int64_t type = n_types ? op_tensors_meta_array_int(g, KEY("token_type"), i) : TYPE_NORMAL;
+        const char *text = op_gguf_array_string(tokens, i, &len);
+        int64_t type = n_types ? op_gguf_array_int(types, i) : TYPE_NORMAL;
         if (!text || op_utf8_valid(text, len) != len)
             return op_error_set(e, OP_ERR_FORMAT, KEY("tokens") ": token %zu is not a string of UTF-8", i);
         s = op_strings_add(&t->texts, text, len);
@@ -63,11 +65,12 @@ static op_status read_tokens(op_tokenizer *t, const op_tensors *g, op_error *e)
 
 static op_status merge_lines(op_tokenizer *t, const op_tensors *g, const op_lookup *index, op_error *e)
 {
-    size_t n = op_tensors_meta_array(g, KEY("merges"));
+    const op_gguf_pair *merges = op_gguf_array(g, KEY("merges"));
+    size_t n = merges ? merges->n : 0;
     op_status s = OP_OK;
     for (size_t i = 0; !s && i < n; i++) {
         size_t len = 0;
-        const char *line = op_tensors_meta_array_string(g, KEY("merges"), i, &len);
+        const char *line = op_gguf_array_string(merges, i, &len);
         /* A token that itself starts with a space is escaped in byte-level texts, so the first inner space divides. */
         const char *space = line && len > 1 ? memchr(line + 1, ' ', len - 1) : NULL;
         if (!space)
@@ -207,11 +210,11 @@ static op_status read_all(op_tokenizer *t, const op_tensors *g, op_error *e)
 
     s = op_tokenizer_prepare(t, NULL, op_tensors_meta_array(g, KEY("merges")));
     op_lookup index = {0};
+    const op_gguf_pair *types = op_gguf_array(g, KEY("token_type"));
     bool *plain = op_alloc_zero((size_t)t->texts.n, sizeof *plain);
     s = s ? s : plain ? op_lookup_init(&index, t->texts.n) : OP_ERR_NOMEM;
     for (int32_t i = 0; !s && i < t->texts.n; i++) {
-        int64_t type = op_tensors_meta_array(g, KEY("token_type")) ? op_tensors_meta_array_int(g, KEY("token_type"), (size_t)i)
-                                                                   : TYPE_NORMAL;
+        int64_t type = types && types->n ? op_gguf_array_int(types, (size_t)i) : TYPE_NORMAL;
         plain[i] = type == TYPE_NORMAL || type == TYPE_UNUSED;
         op_lookup_put(&index, &t->texts, i);
     }
