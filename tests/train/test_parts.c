@@ -135,7 +135,7 @@ static void every_item_is_whole_and_once_in_the_pack_however_it_is_shared(void *
     for (uint64_t seed = 0; seed < 40; seed++) {
         items set = random_items(1 + seed, 1 + (uint32_t)seed % 7, true, seed);
         for (int32_t share = 0; share < 5; share += 2) {
-            op_pack_options o = {.block_tokens = 20 + 10 * (int32_t)seed, .share_min = share, .adapter = -1};
+            op_pack_options o = {.block_tokens = 20 + 10 * (int32_t)seed, .share_min = share, .adapter = -1, .ranks = (int32_t)seed % 4};
             assert_ok(op_pack_build(&p, set.x, set.n, &o, e));
             check_pack(&p, &set, o.block_tokens);
             if (!share)
@@ -143,6 +143,27 @@ static void every_item_is_whole_and_once_in_the_pack_however_it_is_shared(void *
         }
         items_free(&set);
     }
+    op_pack_release(&p);
+}
+
+static void parts_for_several_ranks_take_equally_long_on_each(void **state)
+{
+    (void)state;
+    const int32_t ids[10] = {0};
+    const float weights[10] = {0, 1};
+    op_item x[12];
+    for (int i = 0; i < 12; i++)
+        x[i] = (op_item){.ids = ids, .weights = weights, .n = 10};
+    op_pack p;
+    op_pack_init(&p);
+    op_pack_options o = {.block_tokens = 40, .adapter = -1, .ranks = 2};
+    assert_ok(op_pack_build(&p, x, 12, &o, e)); /* 40 + 40 + 40 would leave one rank idle for a third of the time */
+    assert_int_equal(p.n_parts, 4);
+    for (int32_t k = 0; k < 4; k++)
+        assert_int_equal(p.parts[k].n_tokens, 30);
+    o.ranks = 5;
+    assert_ok(op_pack_build(&p, x, 3, &o, e)); /* more ranks than items: no part is empty */
+    assert_int_equal(p.n_parts, 3);
     op_pack_release(&p);
 }
 
@@ -231,6 +252,7 @@ int main(void)
         cmocka_unit_test(a_schedule_without_warm_up_starts_at_the_peak),
         cmocka_unit_test(an_event_file_has_the_bytes_that_tensorboard_expects),
         cmocka_unit_test(every_item_is_whole_and_once_in_the_pack_however_it_is_shared),
+        cmocka_unit_test(parts_for_several_ranks_take_equally_long_on_each),
         cmocka_unit_test(a_common_beginning_is_there_once_and_never_holds_a_weight),
         cmocka_unit_test(log_probabilities_of_other_policies_travel_with_their_tokens),
         cmocka_unit_test(metrics_are_cut_back_to_the_step_that_a_run_resumes_from),
