@@ -585,15 +585,14 @@ static op_status matmul_dx(const op_weight *W, int M, const void *dy, op_out out
     return weight_product(W, true, M, dy, NULL, out, dx);
 }
 
-/* On few rows nothing is gained by padding, unless AMX multiplies the padded ones; on many oneDNN is as good, and has no other fault than that its
- * rows depend on their place with AVX2. */
+/* decode_bf16.c is as fast as oneDNN on many rows and has none to pad; but AMX makes good for 31 padded rows. decode_floats.c is slower on many (0.7 of
+ * oneDNN's speed with AVX-512), which is worth it where oneDNN's rows depend on their place. */
 static bool decodes(const op_weight *W, int rows)
 {
-    enum { FEW = 32 };
     dnnl_cpu_isa_t isa = dnnl_get_effective_cpu_isa();
-    if (W->w)
-        return rows <= FEW || isa == dnnl_cpu_isa_avx2 || isa == dnnl_cpu_isa_avx2_vnni;
-    return W->quantised || (W->panels.data && rows <= (isa == dnnl_cpu_isa_avx512_core_amx ? 1 : FEW));
+    if (W->quantised || rows == 1)
+        return W->quantised || W->w || W->panels.data;
+    return W->w ? isa == dnnl_cpu_isa_avx2 || isa == dnnl_cpu_isa_avx2_vnni : W->panels.data && isa != dnnl_cpu_isa_avx512_core_amx;
 }
 
 static op_status decode(const op_weight *W, int M, const void *x, const float *bias, op_out out, void *y)
