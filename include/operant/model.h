@@ -117,7 +117,7 @@ const op_model_options *op_model_get_options(const op_model *m);
 /* SHA-256 over every base weight as float in table order, as 64 hexadecimal digits: the identity of the weights. */
 op_status op_model_hash(const op_model *m, char hex[65], op_error *e);
 /* As quick as opening: SHA-256 over all adapters and, of the file that the model was opened from, each tensor's name, type, shape and
- * up to 64 KiB in evenly spread pieces. Training changes it; a change of a few rows by hand may not. */
+ * up to 16 KiB in evenly spread pieces. Training changes it; a change of a few rows by hand may not. */
 op_status op_model_fingerprint(const op_model *m, char hex[65], op_error *e);
 size_t op_model_bytes(const op_model *m); /* memory held by weights, gradients and packed forms */
 int64_t op_model_count(const op_model *m); /* parameters, trainable or not, tied ones once */

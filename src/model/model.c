@@ -1,5 +1,4 @@
 /* Opening, holding and closing a model: where its tensors live, and how they get there. */
-#include <omp.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -293,16 +292,23 @@ static op_status read_pieces(const reader *r, op_error *e)
     float *room = op_alloc_array((size_t)r->most * (size_t)op_threads(), sizeof *room);
     if (!room)
         return op_error_set(e, OP_ERR_NOMEM, "out of memory while reading weights");
-#pragma omp parallel for schedule(dynamic)
-    for (size_t k = 0; k < r->n; k++) { /* from the last on: the head's may be the largest */
-        op_error mine = {0};
-        size_t i = r->n - 1 - k;
-        if (!read_piece(r, &r->pieces[i], room + r->most * omp_get_thread_num(), &mine))
-            continue;
+    int threads = 0;
+#pragma omp parallel
+    {
+        int thread;
+#pragma omp atomic capture
+        thread = threads++;
+#pragma omp for schedule(dynamic)
+        for (size_t k = 0; k < r->n; k++) { /* from the last on: the head's may be the largest */
+            op_error mine = {0};
+            size_t i = r->n - 1 - k;
+            if (!read_piece(r, &r->pieces[i], room + r->most * thread, &mine))
+                continue;
 #pragma omp critical
-        if (i < failed) { /* of several errors the first one, whoever comes first */
-            failed = i;
-            *e = mine;
+            if (i < failed) { /* of several errors the first one, whoever comes first */
+                failed = i;
+                *e = mine;
+            }
         }
     }
     op_free(room);
@@ -624,7 +630,7 @@ op_status op_model_hash(const op_model *m, char hex[65], op_error *e)
 
 static void add_tensor(op_hasher *h, const op_tensor *x)
 {
-    enum { PIECES = 16, PIECE = 4096 };
+    enum { PIECES = 16, PIECE = 1024 };
     op_hash_add(h, x->name, strlen(x->name));
     op_hash_add(h, &x->dtype, sizeof x->dtype);
     op_hash_add(h, x->shape, (size_t)x->rank * sizeof *x->shape);
