@@ -62,7 +62,7 @@ static const measure measures[] = {
 
 static void number(char *room, const measure *m, double x)
 {
-    snprintf(room, 32, m->format, m->scale * x);
+    snprintf(room, 32, m->format, fabs(m->scale * x) < 5e-4 ? 0 : m->scale * x); /* no minus before a zero */
     if (!isfinite(x))
         strcpy(room, "–");
 }
@@ -91,7 +91,7 @@ static void square(op_page *p, const vectors *v, const measure *m)
 static void table(op_page *p, const vectors *v, const measure *m)
 {
     char name[LABEL], text[32];
-    op_page_put(p, "<div class=\"scroll\"><table><thead><tr><th>%s</th>", m->heading);
+    op_page_put(p, "<details><summary>as a table</summary><div class=\"scroll\"><table><thead><tr><th>%s</th>", m->heading);
     for (size_t b = 0; b < v->n; b++)
         op_page_put(p, "<th>%zu</th>", b + 1);
     op_page_put(p, "</tr></thead><tbody>\n");
@@ -104,7 +104,7 @@ static void table(op_page *p, const vectors *v, const measure *m)
         }
         op_page_put(p, "</tr>\n");
     }
-    op_page_put(p, "</tbody></table></div>\n");
+    op_page_put(p, "</tbody></table></div></details>\n");
 }
 
 static void part_name(const json_t *part, char room[LABEL])
