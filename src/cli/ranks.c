@@ -31,12 +31,23 @@ int cli_ranks(void)
     return n > 1 ? n : 1;
 }
 
+static bool hushed;
+
+/* mpirun ends all ranks when the first one fails: rank 0 must be the one, or nobody says why. */
+static void let_rank_0_speak(void)
+{
+    if (hushed)
+        sleep(1);
+}
+
 void cli_ranks_hush(bool hush)
 {
     static int words = -1;
     if (rank_given() < 1)
         return;
+    hushed = hush;
     if (hush) {
+        atexit(let_rank_0_speak);
         int nowhere = open("/dev/null", O_WRONLY | O_CLOEXEC);
         words = dup(STDERR_FILENO);
         dup2(nowhere, STDERR_FILENO);
@@ -93,8 +104,9 @@ int cli_ranks_leave(op_parallel *p, op_status status, const op_error *e)
     if (!p)
         return cli_fail(e);
     if (rank > 0)
-        sleep(1); /* what fails on every rank is told once: rank 0 ends the others before they speak */
-    fprintf(stderr, "operant: rank %d of %d: %s\n", rank, op_parallel_size(p), e->message);
+        sleep(1); /* what fails on every rank is told once: rank 0 has the others stopped before they speak */
+    if (rank == 0 || !cli_stop)
+        fprintf(stderr, "operant: rank %d of %d: %s\n", rank, op_parallel_size(p), e->message);
     op_parallel_abort(p, 1);
     return 1;
 }
