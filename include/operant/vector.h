@@ -24,6 +24,7 @@
 #include <jansson.h>
 
 #include <operant/dtype.h>
+#include <operant/model.h>
 #include <operant/status.h>
 
 typedef struct op_vector_options {
@@ -75,6 +76,11 @@ op_status op_vector_random(const char *like, uint64_t seed, const char *output, 
  * a .gguf or an adapter's directory. A name that is taken is refused. OP_ERR_MISMATCH when a vector has another base or a tensor that the base lacks;
  * OP_ERR_FORMAT when a sum is not finite in the type it is written in. */
 op_status op_vector_add(const char *base, const op_vector_term *terms, size_t n, const char *output, const op_vector_options *o, op_error *e);
+
+/* The same onto the weights of a model that is open, in memory: for trying many scales without writing a model each. The model must have float weights (f32, or
+ * OP_TRAIN_ALL without freeze_embedding). Its base is that of the file it was opened from, however it has been changed since; one made by op_model_new has none to compare. When a
+ * vector does not fit, the model is as it was; after a failure to read one (OP_ERR_FORMAT) or for lack of memory it is not to be used any more. o->dtype says nothing here. */
+op_status op_vector_apply(op_model *m, const op_vector_term *terms, size_t n, const op_vector_options *o, op_error *e);
 
 /* gram[i*n + j] = the inner product of vectors i and j over the chosen tensors. */
 op_status op_vector_gram(const char *const *paths, size_t n, double *gram, const op_vector_options *o, op_error *e);

@@ -30,7 +30,7 @@ static op_status no_memory(const char *path, op_error *e)
     return op_error_set(e, OP_ERR_NOMEM, "%s: out of memory", path);
 }
 
-static const char *bare(const char *name)
+const char *op_weights_bare_name(const char *name)
 {
     static const char prefix[] = "transformer.";
     return strncmp(name, prefix, sizeof prefix - 1) ? name : name + sizeof prefix - 1;
@@ -239,7 +239,7 @@ static op_status make_index(op_weights *w, op_error *e)
     if (op_index_init(&w->index, w->n))
         return no_memory(w->path, e);
     for (size_t i = 0; i < w->n; i++)
-        if (!op_index_add(&w->index, bare(w->list[i].name), (uint32_t)i))
+        if (!op_index_add(&w->index, op_weights_bare_name(w->list[i].name), (uint32_t)i))
             return op_error_set(e, OP_ERR_FORMAT, "%s: tensor \"%s\" is there twice", w->path, w->list[i].name);
     return OP_OK;
 }
@@ -331,7 +331,7 @@ const op_weights_tensor *op_weights_at(const op_weights *w, size_t i)
 
 const op_weights_tensor *op_weights_find(const op_weights *w, const char *name)
 {
-    int64_t i = op_index_find(&w->index, bare(name));
+    int64_t i = op_index_find(&w->index, op_weights_bare_name(name));
     return i < 0 ? NULL : &w->list[i];
 }
 
@@ -413,7 +413,7 @@ static bool is_float(op_dtype t)
 static int by_bare_name(const void *a, const void *b)
 {
     const op_weights_tensor *const *x = a, *const *y = b;
-    return strcmp(bare((*x)->name), bare((*y)->name));
+    return strcmp(op_weights_bare_name((*x)->name), op_weights_bare_name((*y)->name));
 }
 
 static op_status hash_tensor(const op_weights *w, const op_weights_tensor *t, float *room, op_hasher *all, op_error *e)
@@ -425,7 +425,7 @@ static op_status hash_tensor(const op_weights *w, const op_weights_tensor *t, fl
         return s;
     op_hash(room, (size_t)t->count * sizeof *room, hex);
     op_buf_init(&line, 1 << 20);
-    s = op_buf_printf(&line, "%s [", bare(t->name));
+    s = op_buf_printf(&line, "%s [", op_weights_bare_name(t->name));
     for (int i = 0; i < t->rank && !s; i++)
         s = op_buf_printf(&line, "%s%lld", i ? ", " : "", (long long)t->shape[i]);
     if (!s)

@@ -49,6 +49,8 @@ const op_tensors *op_weights_tensors(const op_weights *w);
 
 size_t op_weights_count(const op_weights *w);
 const op_weights_tensor *op_weights_at(const op_weights *w, size_t i);
+/* A name without GPT-2's "transformer.". */
+const char *op_weights_bare_name(const char *name);
 /* By name, where GPT-2's "transformer." may be left out on either side; NULL if there is none. */
 const op_weights_tensor *op_weights_find(const op_weights *w, const char *name);
 

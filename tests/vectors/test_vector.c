@@ -380,6 +380,34 @@ static void a_vector_that_is_mostly_rounding_is_told_of(void **state)
     op_log_set(NULL, NULL);
 }
 
+static void applying_in_memory_gives_what_adding_writes(void **state)
+{
+    (void)state;
+    static const op_family families[] = {OP_LLAMA, OP_GPT2};
+    for (int i = 0; i < 2; i++) {
+        op_model *m = new_model(tiny(families[i]), 3);
+        save_model(m, "from", OP_F32);
+        m = new_model(tiny(families[i]), 3);
+        disturb(m, 0.01, 2, "");
+        save_model(m, "to", OP_F32);
+        extract("to", "from", "a.safetensors", OP_F32);
+        add("from", "a.safetensors", -0.75, "less", plain());
+        op_vector_term t = {at("a.safetensors"), -0.75};
+        op_vector_options o = plain();
+        assert_ok(op_model_open(&m, at("from"), &(op_model_options){.trainable = OP_TRAIN_ALL}, e));
+        assert_ok(op_vector_apply(m, &t, 1, &o, e));
+        save_model(m, "applied", OP_F32);
+        assert_same_weights("applied", "less");
+        assert_ok(op_model_open(&m, at("to"), &(op_model_options){.act = OP_F32}, e));
+        assert_fails(op_vector_apply(m, &t, 1, &o, e), OP_ERR_MISMATCH, "was taken from other weights");
+        op_model_free(m);
+        clear("from");
+        clear("to");
+        clear("less");
+        clear("applied");
+    }
+}
+
 /* ---- adapters ---- */
 
 static void the_vector_of_an_adapter_is_small_and_leads_to_the_folded_model(void **state)
@@ -700,6 +728,7 @@ int main(void)
         cmocka_unit_test(what_did_not_change_is_left_out),
         cmocka_unit_test(only_the_layers_and_kinds_asked_for_are_taken),
         cmocka_unit_test(a_vector_that_is_mostly_rounding_is_told_of),
+        cmocka_unit_test(applying_in_memory_gives_what_adding_writes),
         cmocka_unit_test(the_vector_of_an_adapter_is_small_and_leads_to_the_folded_model),
         cmocka_unit_test(a_combination_is_scaled_and_orthogonal_to_what_it_is_told),
         cmocka_unit_test(a_random_vector_has_the_norm_of_each_tensor_and_its_seed_s_bits),
