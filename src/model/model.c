@@ -286,9 +286,27 @@ static op_status read_piece(const reader *r, const piece *p, float *room, op_err
     return s;
 }
 
+/* Of the errors of several threads the one with the lowest number, whoever comes first. */
+typedef struct first_error {
+    size_t at;
+    op_error error;
+} first_error;
+
+static void note_error(first_error *x, size_t at, const op_error *e)
+{
+#pragma omp critical(op_first_error)
+    if (!x->error.code || at < x->at)
+        *x = (first_error){at, *e};
+}
+
+static op_status tell_error(const first_error *x, op_error *e)
+{
+    return x->error.code ? op_error_set(e, x->error.code, "%s", x->error.message) : OP_OK;
+}
+
 static op_status read_pieces(const reader *r, op_error *e)
 {
-    size_t failed = r->n;
+    first_error why = {0};
     float *room = op_alloc_array((size_t)r->most * (size_t)op_threads(), sizeof *room);
     if (!room)
         return op_error_set(e, OP_ERR_NOMEM, "out of memory while reading weights");
@@ -302,17 +320,12 @@ static op_status read_pieces(const reader *r, op_error *e)
         for (size_t k = 0; k < r->n; k++) { /* from the last on: the head's may be the largest */
             op_error mine = {0};
             size_t i = r->n - 1 - k;
-            if (!read_piece(r, &r->pieces[i], room + r->most * thread, &mine))
-                continue;
-#pragma omp critical
-            if (i < failed) { /* of several errors the first one, whoever comes first */
-                failed = i;
-                *e = mine;
-            }
+            if (read_piece(r, &r->pieces[i], room + r->most * thread, &mine))
+                note_error(&why, i, &mine);
         }
     }
     op_free(room);
-    return failed < r->n ? e->code : OP_OK;
+    return tell_error(&why, e);
 }
 
 /* Reads every weight: floats to their places, and what is no float through a room of each thread to where it is packed. */
@@ -594,36 +607,46 @@ size_t op_model_bytes(const op_model *m)
     return n;
 }
 
-/* The hash of the hashes of the tensors, each as float, so that no second copy of the model is needed. */
+static op_status hash_slot(const op_model *m, const op_tensors *t, const op_slot *x, char hex[OP_HASH_HEX], op_error *e)
+{
+    size_t n = (size_t)(x->rows * x->cols);
+    if (x->value) {
+        op_hash(x->value, n * sizeof *x->value, hex);
+        return OP_OK;
+    }
+    float *room = op_alloc_array(n, sizeof *room);
+    op_status s = room ? read_rows(m, t, x, 0, x->rows, room, e) : op_error_set(e, OP_ERR_NOMEM, "out of memory while hashing");
+    if (!s)
+        op_hash(room, n * sizeof *room, hex);
+    op_free(room);
+    return s;
+}
+
+/* The hash of the hashes of the tensors, each as float, so that no second copy of the model is needed and every thread can help. */
 op_status op_model_hash(const op_model *m, char hex[65], op_error *e)
 {
     op_tensors *t = NULL;
     op_status s = OP_OK;
     if (!m->floats && (s = op_tensors_open(&t, m->source, e)))
         return s;
-    op_buf all;
-    op_buf_init(&all, 1 << 24);
-    float *room = NULL;
-    for (size_t i = 0; i < m->n_slots && !s; i++) {
-        const op_slot *x = &m->slots[i];
-        size_t n = (size_t)(x->rows * x->cols);
-        const float *w = x->value;
-        if (!w) {
-            op_free(room);
-            room = op_alloc_array(n, sizeof *room);
-            s = room ? read_rows(m, t, x, 0, x->rows, room, e) : op_error_set(e, OP_ERR_NOMEM, "out of memory while hashing");
-            w = room;
-        }
-        char one[OP_HASH_HEX];
-        if (!s) {
-            op_hash(w, n * sizeof *w, one);
-            s = op_buf_puts(&all, one);
-        }
+    first_error why = {0};
+    char(*hashes)[OP_HASH_HEX] = op_alloc_array(m->n_slots, sizeof *hashes);
+    if (!hashes)
+        s = op_error_set(e, OP_ERR_NOMEM, "out of memory while hashing");
+#pragma omp parallel for schedule(dynamic)
+    for (size_t i = 0; i < m->n_slots; i++) {
+        op_error mine = {0};
+        if (hashes && hash_slot(m, t, &m->slots[i], hashes[i], &mine))
+            note_error(&why, i, &mine);
     }
+    s = s ? s : tell_error(&why, e);
+    op_hasher h;
+    op_hash_begin(&h);
+    for (size_t i = 0; i < m->n_slots && !s; i++)
+        op_hash_add(&h, hashes[i], OP_HASH_HEX - 1);
     if (!s)
-        op_hash(all.data, all.len, hex);
-    op_buf_release(&all);
-    op_free(room);
+        op_hash_end(&h, hex);
+    op_free(hashes);
     op_tensors_close(t);
     return s;
 }
