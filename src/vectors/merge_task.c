@@ -40,27 +40,45 @@ static uint32_t magnitude(float x)
     return op_bits(x) & 0x7fffffffu;
 }
 
-static bool is_before(uint32_t key, int64_t index, const op_merge_cut *cut)
+/* d[n] stays where least <= |d| < below, as bits, and becomes 0 elsewhere. */
+static void keep_sizes(float *d, int n, int32_t least, int32_t below)
 {
-    return key < cut->key || (key == cut->key && index < cut->index);
+#pragma omp simd
+    for (int k = 0; k < n; k++) {
+        int32_t key = (int32_t)magnitude(d[k]);
+        uint32_t keep = -(uint32_t)((key >= least) & (key < below));
+        d[k] = op_unbits(op_bits(d[k]) & keep);
+    }
+}
+
+/* How many of n elements from `at` stand before a cut's index. */
+static int before_cut(const op_merge_cut *cut, int64_t at, int n)
+{
+    return cut->index <= at ? 0 : cut->index - at < n ? (int)(cut->index - at) : n;
 }
 
 /* d[n] = s(d), unscaled; `at` is the place of d[0] in the tensor. */
 static void thin_out(const task *x, int64_t at, float *d, int n)
 {
-    const op_merge_cut lower = x->lower, upper = x->upper;
-    if (x->how == KEEP_NONE)
+    int32_t lower = (int32_t)x->lower.key, upper = (int32_t)x->upper.key;
+    int first = before_cut(&x->upper, at, n);
+    if (x->how == KEEP_NONE) {
         memset(d, 0, (size_t)n * sizeof *d);
+    } else if (x->how == KEEP_ABOVE) { /* of the size of the cut, those before its index */
+        keep_sizes(d, first, upper, INT32_MAX);
+        keep_sizes(d + first, n - first, upper + 1, INT32_MAX);
+    } else if (x->how == KEEP_BETWEEN) { /* of the size of the lower cut those from its index on, of the upper those before it */
+        int second = before_cut(&x->lower, at, n);
+        keep_sizes(d, first, 0, upper + 1);
+        keep_sizes(d + first, n - first, 0, upper);
+        keep_sizes(d, second, lower + 1, INT32_MAX);
+        keep_sizes(d + second, n - second, lower, INT32_MAX);
+    } else if (x->how == KEEP_MASKED) {
+        const uint8_t *mask = x->mask + at;
 #pragma omp simd
-    for (int k = 0; k < (x->how == KEEP_ABOVE ? n : 0); k++) {
-        uint32_t key = magnitude(d[k]);
-        d[k] = (key > upper.key) | ((key == upper.key) & (at + k < upper.index)) ? d[k] : 0;
+        for (int k = 0; k < n; k++)
+            d[k] = op_unbits(op_bits(d[k]) & -(uint32_t)mask[k]);
     }
-    for (int k = 0; k < (x->how == KEEP_BETWEEN ? n : 0); k++)
-        d[k] = !is_before(magnitude(d[k]), at + k, &lower) && is_before(magnitude(d[k]), at + k, &upper) ? d[k] : 0;
-#pragma omp simd
-    for (int k = 0; k < (x->how == KEEP_MASKED ? n : 0); k++)
-        d[k] = x->mask[at + k] ? d[k] : 0;
 }
 
 static op_status formula(void *ctx, const op_merge_tile *t)
@@ -97,9 +115,9 @@ static op_status formula(void *ctx, const op_merge_tile *t)
                 float w = s->of[i].weight;
 #pragma omp simd
                 for (int k = 0; k < n; k++) {
-                    float agrees = d[i][k] * sign[k] > 0 ? 1.0f : 0.0f;
-                    sum[k] += agrees * d[i][k];
-                    total[k] += agrees * w;
+                    uint32_t agrees = -(uint32_t)(d[i][k] * sign[k] > 0);
+                    sum[k] += op_unbits(op_bits(d[i][k]) & agrees);
+                    total[k] += op_unbits(op_bits(w) & agrees);
                 }
             }
             op_round_all(j->type, sum, n);
@@ -115,7 +133,7 @@ static op_status formula(void *ctx, const op_merge_tile *t)
         if (normalize) {
 #pragma omp simd
             for (int k = 0; k < n; k++)
-                sum[k] /= total[k] == 0 ? 1 : total[k];
+                sum[k] /= total[k] + (float)(total[k] == 0);
             op_round_all(j->type, sum, n);
         }
         if (j->p[P_LAMBDA] != 1)
@@ -168,7 +186,7 @@ static op_status find_cuts(op_merge_job *j, tasks *s, bool band, op_error *e)
         int64_t huge = (int64_t)(j->in[x->input].p[P_GAMMA] * (double)j->count), first = j->count - keep - huge;
         first = first < 0 ? 0 : first;
         x->how = keep > 0 && first < j->count ? KEEP_BETWEEN : KEEP_NONE;
-        x->upper = (op_merge_cut){UINT32_MAX, 0};
+        x->upper = (op_merge_cut){INT32_MAX, 0};
         if (x->how == KEEP_NONE)
             continue;
         to[n] = &x->lower;
