@@ -20,10 +20,11 @@ static inline float place_of(float x, int top)
 #pragma GCC unroll 8
     for (int k = 0; k < top; k++) {
         bool below = x <= 0.1f;
-        x = below ? x * 10 : x;
-        steps = below ? steps * 0.5f : steps;
+        x *= below ? 10 : 1.0f;
+        steps *= below ? 0.5f : 1;
     }
-    return steps > 1 ? steps - 1 + steps * (x - 0.1f) * (1 / 0.9f) : x;
+    float place = steps - 1 + steps * (x - 0.1f) * (1 / 0.9f);
+    return steps > 1 ? place : x;
 }
 
 typedef struct rule {
