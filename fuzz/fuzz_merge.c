@@ -36,6 +36,8 @@ static void resolve(const op_merge_config *c, const op_merge_slice *s, int sourc
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n);
 
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n);
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
 {
     op_merge_config c;
