@@ -247,6 +247,7 @@ def measure(a, row):
                 found = run()
             except Failed as e:
                 side["reason"] = str(e)
+                print(f"  {row}: {name}: {e}", file=sys.stderr, flush=True)
                 continue
             side["values"].append(found.pop("value"))
             side.update({k: v for k, v in found.items() if v is not None})
