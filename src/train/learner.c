@@ -23,7 +23,8 @@ op_status op_learner_new(op_learner **out, op_model *m, const op_learner_options
     if (!ops)
         return op_error_set(e, OP_ERR_UNSUPPORTED, "no backend \"%s\" for %s", how->backend ? how->backend : "cpu",
                             op_dtype_name(how->act));
-    if (op_parallel_size(o->parallel) > 1 && (o->optim == OP_OPTIM_ADAMW_8BIT || !params.grads))
+    op_parallel *parallel = op_parallel_size(o->parallel) > 1 ? o->parallel : NULL; /* a job of one rank is one process alone */
+    if (parallel && (o->optim == OP_OPTIM_ADAMW_8BIT || !params.grads))
         return op_error_set(e, OP_ERR_UNSUPPORTED, "%s learns in one process, found %d: each then holds its share of float moments",
                             o->optim == OP_OPTIM_ADAMW_8BIT ? "optim adamw_8bit" : "grad_dtype bf16", op_parallel_size(o->parallel));
     op_learner *l = op_alloc_zero(1, sizeof *l);
@@ -32,11 +33,12 @@ op_status op_learner_new(op_learner **out, op_model *m, const op_learner_options
     l->model = m;
     l->ops = ops;
     l->options = *o;
+    l->options.parallel = parallel;
     l->params = params;
     l->packing = (op_pack_options){.block_tokens = o->block_tokens, .share_min = o->share_min, .ranks = op_parallel_size(o->parallel),
                                    .adapter = how->trainable == OP_TRAIN_ADAPTER ? 0 : -1};
     op_pack_init(&l->pack);
-    op_status status = op_shard_init(&l->shard, o->parallel, params.n, e);
+    op_status status = op_shard_init(&l->shard, parallel, params.n, e);
     if (!status)
         status = o->optim == OP_OPTIM_ADAMW_8BIT ? op_moments_init(&l->moments, &params, e) : float_moments(l, e);
     if (!status)

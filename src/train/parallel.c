@@ -320,6 +320,7 @@ void op_shard_release(op_shard *s)
         return;
     pthread_mutex_lock(&p->lock);
     p->given_up = p->given_up || p->task.finished < p->task.items;
+    pthread_cond_signal(&p->work); /* the thread may be waiting for more of it */
     while (p->given_up && !p->parked)
         pthread_cond_wait(&p->done, &p->lock);
     pthread_mutex_unlock(&p->lock);

@@ -48,6 +48,12 @@ static void put_pid(const char *dir, int rank)
     assert_ok(op_file_put(path, text, strlen(text), e));
 }
 
+static op_status fail_here(void *ctx, int32_t layer, const op_batch *b, float *resid)
+{
+    (void)ctx, (void)layer, (void)b, (void)resid;
+    return OP_ERR_IO;
+}
+
 /* One process's part of a run; alone it is the whole. */
 static op_status learn(op_parallel *p, const char *what, const char *dir, op_error *e)
 {
@@ -61,8 +67,11 @@ static op_status learn(op_parallel *p, const char *what, const char *dir, op_err
     op_model *m = wide_model(is(what, "adapter") ? OP_TRAIN_ADAPTER : OP_TRAIN_ALL);
     items set = random_items(24, 3, true, is(what, "other-data") ? 2 + (uint64_t)rank : 2), held = random_items(7, 1, false, 3);
     op_train_result result;
+    bool fails = is(what, "fails");
     put_pid(dir, rank);
-    op_status status = op_train_run(m, &o, set.x, set.n, held.x, held.n, &result, e);
+    op_status status = fails && rank == 1 ? op_model_set_taps(m, &(op_tap){.forward = fail_here}, 1) : OP_OK;
+    if (!status)
+        status = op_train_run(m, &o, set.x, set.n, held.x, fails ? 0 : held.n, &result, e); /* no evaluation: the first step is to fail */
     items_free(&set);
     items_free(&held);
     op_model_free(m);
@@ -422,6 +431,21 @@ static void ranks_with_other_data_are_refused(void **state)
     remove_dir(dir);
 }
 
+/* Its gradients were to be reduced, and none of them is there yet. */
+static void a_rank_that_fails_in_a_step_says_why_and_ends_the_job(void **state)
+{
+    (void)state;
+    if (!can_run())
+        skip();
+    char *dir = temp_dir();
+    assert_true(end_of(start(2, "fails", dir)) > 0);
+    char *said = text_of(dir, "said");
+    if (!strstr(said, "rank 1: the forward pass failed"))
+        fail_msg("the job said: %s", said);
+    op_free(said);
+    remove_dir(dir);
+}
+
 static void a_missing_module_is_an_error_that_names_it(void **state)
 {
     (void)state;
@@ -468,6 +492,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_run_that_changes_the_number_of_ranks_has_the_curve_of_one_that_does_not),
         cmocka_unit_test(a_signal_to_mpirun_stops_all_ranks_after_the_same_step_with_a_checkpoint),
         cmocka_unit_test(ranks_with_other_data_are_refused),
+        cmocka_unit_test(a_rank_that_fails_in_a_step_says_why_and_ends_the_job),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
