@@ -6,7 +6,6 @@
  * of rows, PREFILL or DECODE, since oneDNN picks kernels by that number. Adapters' products always have. */
 #include <float.h>
 #include <math.h>
-#include <omp.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -117,13 +116,16 @@ static void select_likeliest(candidate *c, int32_t n, int32_t k)
     }
 }
 
-static void penalise(float *logits, const int32_t *ids, int32_t n, float penalty, candidate *seen)
+/* before has room for V. */
+static void penalise(float *logits, const int32_t *ids, int32_t n, float penalty, candidate *before)
 {
     /* Each token that occurred is penalised once: remember the value it came from. */
     for (int32_t i = 0; i < n; i++)
-        seen[i] = (candidate){logits[ids[i]], ids[i]};
-    for (int32_t i = 0; i < n; i++)
-        logits[seen[i].id] = seen[i].p > 0 ? seen[i].p / penalty : seen[i].p * penalty;
+        before[ids[i]].p = logits[ids[i]];
+    for (int32_t i = 0; i < n; i++) {
+        float x = before[ids[i]].p;
+        logits[ids[i]] = x > 0 ? x / penalty : x * penalty;
+    }
 }
 
 static int32_t argmax(const float *x, int32_t n)
@@ -263,7 +265,7 @@ static int32_t draw(const op_ops *ops, const op_sampling *o, const float *logits
         if (u < 0)
             return c[i].id;
     }
-    return c[kept - 1].id;
+    return kept ? c[kept - 1].id : 0; /* none: the logits are no numbers */
 }
 
 /* ---- the cache ---- */
@@ -601,7 +603,7 @@ static int32_t draw_row(sampler *s, int32_t k, bool changed)
 {
     const op_model_config *c = &s->m->config;
     const op_request *r = &s->requests[s->last_request[k]];
-    size_t row = (size_t)k * (size_t)c->vocab, t = (size_t)omp_get_thread_num(), blocks = (size_t)draw_blocks(c);
+    size_t row = (size_t)k * (size_t)c->vocab, t = (size_t)op_thread(), blocks = (size_t)draw_blocks(c);
     return draw(s->m->ops, &r->sampling, (changed ? s->work : s->logits) + row, c->vocab, (uint64_t)r->n, s->work + row, s->top + t * blocks,
                 s->sum + t * blocks, s->room + t * (size_t)c->vocab);
 }
@@ -624,7 +626,7 @@ static op_status draw_tokens(sampler *s)
         if (changed[k])
             memcpy(work, s->logits + (size_t)k * V, (size_t)V * sizeof *work);
         if (penalty != 1)
-            penalise(work, s->runs[i].ids, length < V ? length : V, penalty, s->room);
+            penalise(work, s->runs[i].ids, length, penalty, s->room);
         if (s->o->gate)
             vetoed[k] = s->o->gate(s->o->ctx, (size_t)i, s->runs[i].ids, length, work) != OP_GO;
     }

@@ -310,19 +310,12 @@ static op_status read_pieces(const reader *r, op_error *e)
     float *room = op_alloc_array((size_t)r->most * (size_t)op_threads(), sizeof *room);
     if (!room)
         return op_error_set(e, OP_ERR_NOMEM, "out of memory while reading weights");
-    int threads = 0;
-#pragma omp parallel
-    {
-        int thread;
-#pragma omp atomic capture
-        thread = threads++;
-#pragma omp for schedule(dynamic)
-        for (size_t k = 0; k < r->n; k++) { /* from the last on: the head's may be the largest */
-            op_error mine = {0};
-            size_t i = r->n - 1 - k;
-            if (read_piece(r, &r->pieces[i], room + r->most * thread, &mine))
-                note_error(&why, i, &mine);
-        }
+#pragma omp parallel for schedule(dynamic)
+    for (size_t k = 0; k < r->n; k++) { /* from the last on: the head's may be the largest */
+        op_error mine = {0};
+        size_t i = r->n - 1 - k;
+        if (read_piece(r, &r->pieces[i], room + r->most * op_thread(), &mine))
+            note_error(&why, i, &mine);
     }
     op_free(room);
     return tell_error(&why, e);

@@ -122,6 +122,11 @@ int op_threads(void)
     return omp_get_max_threads();
 }
 
+int op_thread(void)
+{
+    return omp_get_thread_num();
+}
+
 void op_ops_release(void)
 {
     op_cpu_products_release();

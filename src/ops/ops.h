@@ -211,6 +211,7 @@ const char *op_ops_product_isa(void);
 /* Threads used by every op (OpenMP); 0: all cores. Returns the number set. */
 int op_threads_set(int n);
 int op_threads(void);
+int op_thread(void); /* which of them calls, from 0 on */
 
 /* GFLOP/s of a product M x N x K on packed weights, measured now (bench). */
 double op_ops_peak(const op_ops *ops, int M, int N, int K, double seconds);

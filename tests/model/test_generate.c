@@ -293,6 +293,49 @@ static void draws_follow_the_distribution_and_its_truncations(void **state)
     op_model_free(m);
 }
 
+static int32_t likeliest_of(const float *logits, int32_t V)
+{
+    int32_t best = 0;
+    for (int32_t v = 1; v < V; v++)
+        best = logits[v] > logits[best] ? v : best;
+    return best;
+}
+
+static void a_repetition_penalty_reaches_the_end_of_a_text_longer_than_the_vocabulary(void **state)
+{
+    (void)state;
+    enum { V = 8, N = 20 };
+    op_model_config c = {.family = OP_LLAMA, .vocab = V, .width = 32, .layers = 1, .heads = 2, .kv_heads = 1, .head_dim = 16, .ffn = 64,
+                         .max_positions = 64, .norm_eps = 1e-5f, .rope_theta = 10000, .tied = true, .bos = -1, .pad = -1};
+    op_model *m;
+    op_pass *pass;
+    int changed = 0;
+    CHECK(op_model_new(&m, &c, &(op_model_options){.act = OP_F32, .seed = 3}, e));
+    CHECK(op_pass_new(&pass, m, e));
+    for (int32_t k = 1; k < V; k++) {
+        int32_t ids[N] = {0};
+        float logits[V];
+        op_sampling o = greedy;
+        o.repetition_penalty = 100;
+        o.max_tokens = 1;
+        for (int t = N / 2; t < N; t++)
+            ids[t] = k;
+        CHECK(op_model_forward(m, pass, &(op_batch){N, 1, ids, &(op_seq){0, N, -1, 0, -1}}, &(op_how){0}, e));
+        CHECK(op_model_logits(m, pass, (int32_t[]){N - 1}, 1, logits, e));
+        int32_t before = likeliest_of(logits, V);
+        for (int32_t v = 0; v <= k; v += k)
+            logits[v] *= logits[v] > 0 ? 0.01f : 100;
+        changed += before != likeliest_of(logits, V);
+        op_request r = request(ids, N, o);
+        CHECK(op_generate(m, &r, 1, &(op_generate_options){0}, e));
+        assert_int_equal(r.tokens[0], likeliest_of(logits, V));
+        op_request_release(&r);
+    }
+    assert_true(changed > 1);
+    op_pass_free(pass);
+    op_model_free(m);
+}
+
 /* The tokens that the settings leave, by the definition: sorted, cut, cut again; p[V] becomes their probabilities. */
 static void truncate_plainly(int32_t V, double *p, const op_sampling *o)
 {
@@ -414,6 +457,7 @@ int main(void)
         cmocka_unit_test(a_shared_prefix_changes_nothing_but_the_work),
         cmocka_unit_test(gate_and_stop_callbacks_are_obeyed),
         cmocka_unit_test(draws_follow_the_distribution_and_its_truncations),
+        cmocka_unit_test(a_repetition_penalty_reaches_the_end_of_a_text_longer_than_the_vocabulary),
         cmocka_unit_test(truncations_keep_what_their_definitions_say),
         cmocka_unit_test(quantised_weights_keep_a_request_its_own_and_give_its_logprobs_again),
     };
