@@ -533,6 +533,18 @@ static size_t cached_floats(int heads, int ld, int keys)
     return ((size_t)heads * (2 * (size_t)ld + (size_t)keys) + BK * (size_t)ld + (size_t)keys + 15) / 16 * 16; /* keys: a multiple of 16 */
 }
 
+/* Rows first .. first + count - 1 of the list, as floats. The cache's rows are G D apart, which no prefetcher guesses: each is asked for before its turn. */
+static void load_keys(int D, const act *cache, size_t ld_cache, const int32_t *key, int n, int first, int count, float *out, int ld)
+{
+    enum { SOON = 12 };
+    for (int j = first; j < first + count; j++) {
+        const act *soon = cache + (size_t)key[min(j + SOON, n - 1)] * ld_cache;
+        for (int d = 0; d < D; d += 64 / (int)sizeof(act))
+            __builtin_prefetch(soon + d);
+        load(1, D, 1, cache + (size_t)key[j] * ld_cache, 0, out + (j - first) * ld, 0);
+    }
+}
+
 /* One row and one key-value head. Sums run over the keys one by one, whatever tile they are in, so that the result is the
  * same however the cache is cut into segments. P[heads, keys] holds scores, then weights; O[heads, ld] the sums. */
 static void cached_task(const op_cached_attention *a, int keys, int r, int g, const act *q, const act *k, const act *v,
@@ -546,8 +558,7 @@ static void cached_task(const op_cached_attention *a, int keys, int r, int g, co
     load(heads, D, a->scale, q + (size_t)r * a->ldq + (size_t)g * heads * D, (size_t)D, Q, (size_t)ld);
     for (int j0 = 0; j0 < n; j0 += BK) {
         int count = min(n - j0, BK);
-        for (int j = 0; j < count; j++)
-            load(1, D, 1, k + (size_t)key[j0 + j] * a->ldkv + (size_t)g * D, 0, V + j * ld, 0);
+        load_keys(D, k + (size_t)g * D, (size_t)a->ldkv, key, n, j0, count, V, ld);
         for (int h = 0; h < heads; h++)
             if (ld == 64)
                 dots(64 / LANES, count, Q + h * ld, V, (size_t)ld, P + (size_t)h * keys + j0);
@@ -563,8 +574,7 @@ static void cached_task(const op_cached_attention *a, int keys, int r, int g, co
     }
     for (int j0 = 0; j0 < n; j0 += BK) {
         int count = min(n - j0, BK);
-        for (int j = 0; j < count; j++)
-            load(1, D, 1, v + (size_t)key[j0 + j] * a->ldkv + (size_t)g * D, 0, V + j * ld, 0);
+        load_keys(D, v + (size_t)g * D, (size_t)a->ldkv, key, n, j0, count, V, ld);
         for (int h = 0; h < heads; h += GROUP)
             rows(min(heads - h, GROUP), D, count, P + (size_t)h * keys + j0, (size_t)keys, 1, V, (size_t)ld,
                  O + h * ld, (size_t)ld, true);
