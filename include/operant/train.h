@@ -97,9 +97,9 @@ typedef struct op_learner op_learner;
 op_status op_learner_new(op_learner **out, op_model *m, const op_learner_options *o, op_error *e);
 void op_learner_free(op_learner *l); /* NULL is fine */
 
-/* Sets the model's gradients (with several ranks: of the parameters that this one owns) to those of one step over all items, in as many micro-batches as they need. A linear objective takes one forward
- * and backward for each; another one takes a forward over all of them first. OP_ERR_ARG if no token has a weight; a loss that is not
- * finite is an error. */
+/* Sets the model's gradients (with several ranks: of the parameters that this one owns) to those of one step over all items, in as many
+ * micro-batches as they need. A linear objective takes one forward and backward for each; another one takes a forward over all of them first.
+ * OP_ERR_ARG if no token has a weight; a loss that is not finite is an error. */
 op_status op_learner_gradient(op_learner *l, const op_item *items, size_t n, op_step_stats *stats, op_error *e);
 /* Clips, applies AdamW with this rate and counts the step. Sets stats->grad_norm. */
 op_status op_learner_update(op_learner *l, double lr, op_step_stats *stats, op_error *e);

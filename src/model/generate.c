@@ -417,12 +417,23 @@ static op_status reserve(sampler *s, op_error *e)
     return ok ? OP_OK : op_error_set(e, OP_ERR_NOMEM, "out of memory for a cache of %d rows", s->capacity);
 }
 
+/* Can op_ops.decode multiply at most `rows` rows by every matrix? How oneDNN lays one out may depend on its size. */
+static bool decodes(const op_model *m, int rows)
+{
+    bool all = m->ops->decodes(m->head.W, rows);
+    for (int32_t l = 0; l < m->config.layers && all; l++) {
+        const op_layer *y = &m->layers[l];
+        all = m->ops->decodes(y->qkv.W, rows) && m->ops->decodes(y->o.W, rows) && m->ops->decodes(y->gu.W, rows) && m->ops->decodes(y->down.W, rows);
+    }
+    return all;
+}
+
 static op_status setup(sampler *s, op_error *e)
 {
     op_arena_init(&s->memory);
     s->slots = s->o->max_batch > 0 && s->o->max_batch < SLOTS ? s->o->max_batch : SLOTS;
-    s->decode = s->m->ops->decodes(s->m->head.W, s->slots);
-    s->decode_prompts = s->m->ops->decodes(s->m->head.W, PREFILL);
+    s->decode = decodes(s->m, s->slots);
+    s->decode_prompts = decodes(s->m, PREFILL);
     s->runs = op_alloc_zero(s->n, sizeof *s->runs);
     if (!s->runs)
         return op_error_set(e, OP_ERR_NOMEM, "out of memory for %zu requests", s->n);

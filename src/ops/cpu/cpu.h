@@ -1,8 +1,9 @@
 /* ops/cpu/cpu.h: the processor backend.
  *
  * products.c holds everything that oneDNN does; it picks its own instruction set at run time. decode_*.c multiply the
- * few rows of generation and draw tokens. rows.c, vocabulary.c, moments.c, decode_draw.c and attention.c are plain loops that the compiler vectorises; they are compiled once for each activation type and each
- * x86-64 level, and each compilation fills its part of a table through the functions declared by OP_CPU_LEVEL. */
+ * few rows of generation (decode.h) and draw tokens. rows.c, vocabulary.c, moments.c, decode_draw.c and attention.c are plain loops that the
+ * compiler vectorises; they are compiled once for each activation type and each x86-64 level, and each compilation fills its part of a table
+ * through the functions declared by OP_CPU_LEVEL. */
 #ifndef OP_OPS_CPU_CPU_H
 #define OP_OPS_CPU_CPU_H
 
