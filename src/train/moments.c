@@ -4,10 +4,11 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "ops/dynamic8.h"
 
 static size_t blocks_of(const op_param *x)
 {
-    return x->n < OP_MOMENTS_SMALL ? 0 : (x->n + 255) / 256;
+    return x->n < OP_MOMENTS_SMALL ? 0 : (x->n + OP_MOMENT_BLOCK - 1) / OP_MOMENT_BLOCK;
 }
 
 op_status op_moments_init(op_moments *x, const op_params *p, op_error *e)
