@@ -3,7 +3,7 @@
  * Requests run together in up to `max_batch` slots; a finished one leaves and the next takes its place. A row of the sampler's products depends on
  * no other row, and those of adapters have one fixed, padded number of rows, so the tokens and log-probabilities of a request depend only
  * on the request (its prompt, adapter, sampling settings, seed), never on what ran beside it; for one build, instruction set and
- * number of threads, and, with products in f32 or by AMX, for max_batch 1 or more than 1. One exception: the products of adapters where oneDNN
+ * number of threads. One exception: the products of adapters where oneDNN
  * multiplies floats with AVX2 (op_ops_product_isa(), what `operant env` shows as products, is avx2 or avx2_vnni): their last place depends
  * on the slot; max_batch 1, or ONEDNN_MAX_CPU_ISA=AVX in the environment, keeps the promise there. */
 #ifndef OPERANT_GENERATE_H

@@ -258,7 +258,7 @@ static void a_stopped_run_says_so_and_goes_on_to_the_same_weights(void **state)
     static const char *const words[] = {"dtype=bf16", "threads=2", NULL};
     settings(&o, dir, words);
     watch w = {0};
-    const op_sft_callbacks callbacks = {&w, on_plan, on_progress, &w.stop};
+    const op_sft_callbacks callbacks = {&w, on_plan, on_progress, &w.stop, NULL};
     op_train_result result;
     op_error bad;
     assert_int_equal(op_sft_run(&o, &callbacks, &result, &bad), OP_ERR_INTERRUPTED);

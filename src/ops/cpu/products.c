@@ -585,14 +585,16 @@ static op_status matmul_dx(const op_weight *W, int M, const void *dy, op_out out
     return weight_product(W, true, M, dy, NULL, out, dx);
 }
 
-/* decode_bf16.c is as fast as oneDNN on many rows and has none to pad; but AMX makes good for 31 padded rows. decode_floats.c is slower on many (0.7 of
- * oneDNN's speed with AVX-512), which is worth it where oneDNN's rows depend on their place. */
+/* decode_bf16.c is as fast as oneDNN on many rows and has none to pad; but AMX makes good for 31 padded rows. decode_floats.c reaches 0.7 of oneDNN's speed
+ * on 32 rows (AVX-512), all of which a step seldom has; for prompts it is worth it where oneDNN's rows depend on their place. What is chosen may depend on
+ * `rows` only so coarsely, or a text sampled alone would differ from the same text beside others. */
 static bool decodes(const op_weight *W, int rows)
 {
+    enum { FEW = 32 };
     dnnl_cpu_isa_t isa = dnnl_get_effective_cpu_isa();
-    if (W->quantised || rows == 1)
-        return W->quantised || W->w || W->panels.data;
-    return W->w ? isa == dnnl_cpu_isa_avx2 || isa == dnnl_cpu_isa_avx2_vnni : W->panels.data && isa != dnnl_cpu_isa_avx512_core_amx;
+    if (W->quantised)
+        return true;
+    return W->w ? rows <= FEW || isa == dnnl_cpu_isa_avx2 || isa == dnnl_cpu_isa_avx2_vnni : W->panels.data && isa != dnnl_cpu_isa_avx512_core_amx;
 }
 
 static op_status decode(const op_weight *W, int M, const void *x, const float *bias, op_out out, void *y)
