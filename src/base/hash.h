@@ -1,4 +1,4 @@
-/* base/hash.h: SHA-256 (libsodium), as 64 lower-case hexadecimal digits. */
+/* base/hash.h: SHA-256 (OpenSSL's, which uses the processor's instructions for it), as 64 lower-case hexadecimal digits. */
 #ifndef OP_BASE_HASH_H
 #define OP_BASE_HASH_H
 
@@ -18,6 +18,6 @@ void op_hash_begin(op_hasher *h);
 void op_hash_add(op_hasher *h, const void *bytes, size_t n);
 void op_hash_end(op_hasher *h, char hex[OP_HASH_HEX]); /* begin again before more */
 
-const char *op_hash_version(void); /* of libsodium */
+const char *op_hash_version(void); /* of OpenSSL */
 
 #endif

@@ -50,12 +50,15 @@ void cli_ranks_hush(bool hush)
         atexit(let_rank_0_speak);
         int nowhere = open("/dev/null", O_WRONLY | O_CLOEXEC);
         words = dup(STDERR_FILENO);
+        if (nowhere < 0 || words < 0) /* then every rank speaks */
+            return;
         dup2(nowhere, STDERR_FILENO);
         dup2(nowhere, STDOUT_FILENO);
         close(nowhere);
-    } else {
+    } else if (words >= 0) {
         dup2(words, STDERR_FILENO);
         close(words);
+        words = -1;
     }
 }
 

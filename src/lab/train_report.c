@@ -320,7 +320,7 @@ static void samples(op_page *p, const train_run *r)
 
 static void provenance(op_page *p, const train_run *r)
 {
-    static const char *const facts[] = {"operant", "compiler", "simd", "product_isa", "backend", "dtype", "libraries.jansson", "libraries.libsodium", "libraries.zlib"};
+    static const char *const facts[] = {"operant", "compiler", "simd", "product_isa", "backend", "dtype", "libraries.jansson", "libraries.openssl", "libraries.zlib"};
     const char *key;
     json_t *value;
     op_page_put(p, "<h2>How to repeat it</h2>\n<pre>operant train --config ");

@@ -115,7 +115,7 @@ static op_status write_environment(const run *r, op_error *e)
     char *path = op_path_join(r->o->dir, "env.json");
     json_t *root = json_pack(
         "{ss ss s{ss ss ss} ss ss ss ss si si sI sI so so s{ss si si si sI sI} sO}", "operant", OPERANT_VERSION, "compiler", __VERSION__, "libraries",
-        "jansson", JANSSON_VERSION, "libsodium", op_hash_version(), "zlib", op_zip_version(), "simd", op_ops_simd(),
+        "jansson", JANSSON_VERSION, "openssl", op_hash_version(), "zlib", op_zip_version(), "simd", op_ops_simd(),
         "product_isa", op_ops_product_isa(), "backend", m->backend ? m->backend : "cpu", "dtype", op_dtype_name(m->act), "threads",
         op_threads(), "ranks", op_parallel_size(r->parallel), "seed", (json_int_t)r->o->seed, "steps", (json_int_t)r->o->schedule.total, "data", count_tokens(r->items, r->n),
         "held_out", count_tokens(r->held, r->n_held), "model", "family", op_family_name(c->family), "layers", (int)c->layers, "width",

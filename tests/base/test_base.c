@@ -6,7 +6,6 @@
 #include <string.h>
 
 #include <cmocka.h>
-#include <sodium.h>
 
 #include <operant/buf.h>
 #include <operant/clock.h>
@@ -216,31 +215,6 @@ static void a_hash_of_parts_is_that_of_the_whole(void **state)
     assert_string_equal(whole, parts);
 }
 
-static void hashes_are_those_of_libsodium_for_every_length_and_division(void **state)
-{
-    (void)state;
-    enum { MOST = 1000 };
-    unsigned char bytes[MOST], digest[crypto_hash_sha256_BYTES];
-    for (int i = 0; i < MOST; i++)
-        bytes[i] = (unsigned char)(i * 31 + i / 7);
-    for (size_t n = 0; n <= MOST; n++) {
-        char want[OP_HASH_HEX], whole[OP_HASH_HEX], parts[OP_HASH_HEX];
-        crypto_hash_sha256(digest, bytes, n);
-        sodium_bin2hex(want, sizeof want, digest, sizeof digest);
-        op_hash(bytes, n, whole);
-        assert_string_equal(whole, want);
-        op_hasher h;
-        op_hash_begin(&h);
-        for (size_t at = 0, step; at < n; at += step) {
-            step = (at * 7 + n) % 200;
-            step = step < n - at ? step + (step == 0) : n - at;
-            op_hash_add(&h, bytes + at, step);
-        }
-        op_hash_end(&h, parts);
-        assert_string_equal(parts, want);
-    }
-}
-
 static void the_clock_goes_forward_and_memory_is_counted_in_mib(void **state)
 {
     (void)state;
@@ -264,7 +238,6 @@ int main(void)
         cmocka_unit_test(every_half_float_survives_the_way_through_float),
         cmocka_unit_test(sha256_of_abc_is_the_published_one),
         cmocka_unit_test(a_hash_of_parts_is_that_of_the_whole),
-        cmocka_unit_test(hashes_are_those_of_libsodium_for_every_length_and_division),
         cmocka_unit_test(the_clock_goes_forward_and_memory_is_counted_in_mib),
         cmocka_unit_test(aligned_blocks_of_every_size_are_zero_wherever_one_looks),
         cmocka_unit_test(aligned_blocks_do_not_overlap_whatever_is_freed_between),
