@@ -58,8 +58,10 @@ static bool next_sentence(const char *s, size_t *at, int32_t *at_points, span *o
 
 static bool says(const span *s, const op_chamber_reply *r, int i)
 {
+    if (i < 0 || i >= r->n)
+        return false;
     const op_chamber_segment *g = &r->segments[i];
-    return i < r->n && s->n == (size_t)(g->end - g->start) && !memcmp(s->text, r->text + g->start, s->n);
+    return s->n == (size_t)(g->end - g->start) && !memcmp(s->text, r->text + g->start, s->n);
 }
 
 static int find(const span *s, const op_chamber_reply *r)

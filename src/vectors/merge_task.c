@@ -61,17 +61,18 @@ static int before_cut(const op_merge_cut *cut, int64_t at, int n)
 static void thin_out(const task *x, int64_t at, float *d, int n)
 {
     int32_t lower = (int32_t)x->lower.key, upper = (int32_t)x->upper.key;
+    int32_t past_lower = lower + (lower < INT32_MAX), past_upper = upper + (upper < INT32_MAX); /* no float has so large a key */
     int first = before_cut(&x->upper, at, n);
     if (x->how == KEEP_NONE) {
         memset(d, 0, (size_t)n * sizeof *d);
     } else if (x->how == KEEP_ABOVE) { /* of the size of the cut, those before its index */
         keep_sizes(d, first, upper, INT32_MAX);
-        keep_sizes(d + first, n - first, upper + 1, INT32_MAX);
+        keep_sizes(d + first, n - first, past_upper, INT32_MAX);
     } else if (x->how == KEEP_BETWEEN) { /* of the size of the lower cut those from its index on, of the upper those before it */
         int second = before_cut(&x->lower, at, n);
-        keep_sizes(d, first, 0, upper + 1);
+        keep_sizes(d, first, 0, past_upper);
         keep_sizes(d + first, n - first, 0, upper);
-        keep_sizes(d, second, lower + 1, INT32_MAX);
+        keep_sizes(d, second, past_lower, INT32_MAX);
         keep_sizes(d + second, n - second, lower, INT32_MAX);
     } else if (x->how == KEEP_MASKED) {
         const uint8_t *mask = x->mask + at;
