@@ -679,7 +679,7 @@ static void two_processes_train_what_one_does_and_one_of_them_speaks(void **stat
     (void)state;
     if (!has_mpirun())
         skip();
-    const char *words = "train model=model train_file=d.jsonl max_steps=4 learning_rate=0.01 eval_fraction=0.5 max_length=64 dtype=f32 output_dir";
+    const char *words = "train model=model train_file=d.jsonl max_steps=4 learning_rate=0.001 eval_fraction=0.5 max_length=64 dtype=f32 output_dir";
     succeeds(operant("%s=alone --json", words));
     json_t *alone = json_loads(out, 0, NULL);
     launcher = "ASAN_OPTIONS=detect_leaks=0 OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 mpirun -n 2 --oversubscribe --bind-to none ";
