@@ -14,6 +14,14 @@ class Failed(Exception):
     pass
 
 
+def as_anywhere(a, command):
+    """The command as it would be written on another machine: no path of this one."""
+    words = " ".join(command).replace(f"{ROOT}/", "")
+    for path, name in ((a.peers, "python"), (a.llama, "python"), (a.data, "DATA"), (a.scratch, "SCRATCH")):
+        words = words.replace(str(path), name) if path and os.path.isabs(str(path)) else words
+    return words
+
+
 # ---- sides: something that gives {"value", "peak_rss_mb", ...} when it is run ----
 
 def process(command, timeout, environment={}):
@@ -236,7 +244,7 @@ def measure(a, row):
     except Failed as e:
         return result | {"reason": str(e)}
     for name, command, _ in sides:
-        result["sides"][name] = {"command": " ".join(command).replace(f"{ROOT}/", ""), "values": []}
+        result["sides"][name] = {"command": as_anywhere(a, command), "values": []}
     for repeat in range(a.repeats):
         for name, _, run in sides:
             side = result["sides"][name]

@@ -561,46 +561,53 @@ static op_status read_page(op_store *s, const char *sql, op_db_row row, const op
     return s->db->run(s->db, sql, args, sizeof args / sizeof *args, row, p, e);
 }
 
-op_status op_store_each(op_store *s, const op_store_query *q, op_status (*each)(void *ctx, const op_trial *t, op_error *e), void *ctx, op_error *e)
+/* Calls `visit` with what `row` read of each trial that was found, page by page. */
+static op_status each_found(op_store *s, const char *sql, op_db_row row, const op_store_query *q, op_status (*visit)(void *ctx, const op_store_score *x, op_error *e), void *ctx,
+                            op_error *e)
 {
-    static const char sql[] = "SELECT t.id" FOUND;
     static const op_store_query all = {0};
     q = q ? q : &all;
     int64_t after = q->after, left = q->limit ? q->limit : INT64_MAX;
     page p = {.n = PAGE};
     op_status status = OP_OK;
     while (!status && p.n == PAGE && left > 0) {
-        status = read_page(s, sql, id_row, q, after, &p, e);
+        status = read_page(s, sql, row, q, after, &p, e);
         for (int i = 0; !status && i < p.n && left > 0; i++, left--) {
-            op_trial t;
             after = p.trials[i].id;
-            status = op_store_get(s, after, &t, e);
-            if (status)
-                break;
-            status = each(ctx, &t, e);
-            op_trial_release(&t);
+            status = visit(ctx, &p.trials[i], e);
         }
     }
     return status;
+}
+
+typedef struct whole_trials {
+    op_store *s;
+    op_status (*each)(void *ctx, const op_trial *t, op_error *e);
+    void *ctx;
+} whole_trials;
+
+static op_status visit_whole(void *ctx, const op_store_score *x, op_error *e)
+{
+    const whole_trials *w = ctx;
+    op_trial t;
+    op_status status = op_store_get(w->s, x->id, &t, e);
+    if (status)
+        return status;
+    status = w->each(w->ctx, &t, e);
+    op_trial_release(&t);
+    return status;
+}
+
+op_status op_store_each(op_store *s, const op_store_query *q, op_status (*each)(void *ctx, const op_trial *t, op_error *e), void *ctx, op_error *e)
+{
+    return each_found(s, "SELECT t.id" FOUND, id_row, q, visit_whole, &(whole_trials){s, each, ctx}, e);
 }
 
 op_status op_store_each_score(op_store *s, const op_store_query *q, op_status (*each)(void *ctx, const op_store_score *x, op_error *e), void *ctx, op_error *e)
 {
     static const char sql[] = "SELECT t.id, t.redo_of, COALESCE((SELECT r.reward FROM judgements r WHERE r.trial = t.id AND r.reward IS NOT NULL ORDER BY r.id DESC LIMIT 1),"
                               " (SELECT SUM(m.value * (m.to_token - m.from_token)) FROM marks m WHERE m.trial = t.id) * 4 / NULLIF(LENGTH(t.response), 0))" FOUND;
-    static const op_store_query all = {0};
-    q = q ? q : &all;
-    int64_t after = q->after, left = q->limit ? q->limit : INT64_MAX;
-    page p = {.n = PAGE};
-    op_status status = OP_OK;
-    while (!status && p.n == PAGE && left > 0) {
-        status = read_page(s, sql, score_row, q, after, &p, e);
-        for (int i = 0; !status && i < p.n && left > 0; i++, left--) {
-            after = p.trials[i].id;
-            status = each(ctx, &p.trials[i], e);
-        }
-    }
-    return status;
+    return each_found(s, sql, score_row, q, each, ctx, e);
 }
 
 static op_status stats_row(void *ctx, const op_db_value *c, op_error *e)

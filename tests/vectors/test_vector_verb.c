@@ -1,24 +1,10 @@
 /* operant vector, as a user calls it. */
 #include "tools.h"
+#include "../verb.h"
 
-static char shown[1 << 16];
-
-/* Runs "operant vector ..." in the test's directory and keeps what it prints; gives its exit status. */
 static int call(const char *words)
 {
-    char command[2048];
-    snprintf(command, sizeof command, "cd %s && %s vector %s 2>&1", test_dir, getenv("OPERANT"), words);
-    FILE *f = popen(command, "r");
-    assert_non_null(f);
-    size_t n = fread(shown, 1, sizeof shown - 1, f);
-    shown[n] = 0;
-    return pclose(f) / 256;
-}
-
-static void assert_shows(const char *part)
-{
-    if (!strstr(shown, part))
-        fail_msg("'%s' is not in:\n%s", part, shown);
+    return call_verb(test_dir, "vector", words);
 }
 
 static int set_up(void **state)
