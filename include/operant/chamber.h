@@ -211,4 +211,23 @@ op_status op_organism_measure(const op_chat *chat, op_model *m, const op_organis
 op_status op_organism_report(const op_organism_result *r, json_t **out, op_error *e);
 void op_organism_result_release(op_organism_result *r);
 
+/* ---- what any model does here ---- */
+
+typedef struct op_chamber_assay_options {
+    op_chamber_options world;
+    char *model, *output_dir, *by;
+    int64_t n, threads;
+    double temperature;
+    int dtype;
+    bool margin;
+} op_chamber_assay_options;
+
+extern const op_option op_chamber_assay_table[];
+
+/* Asks a model n fresh episodes (never those of op_organism_train) and judges the answers. *out, owned by the caller, and results.json in output_dir:
+ *   {n, right, margin?, habits: {NAME: {possible, rate}}, by: {TAG: {VALUE: {n, right, margin?, habits}}}, transcripts: [{prompt, response, note, score}]}
+ * right: share of right answers, 0 .. 1; rate: of the episodes where a habit is possible, the share that showed it; margin: log p(right response) - log p(likeliest
+ * competing one), nats, the mean over episodes. *stop becoming non-zero (NULL: never) ends it with OP_ERR_INTERRUPTED and nothing is written. */
+op_status op_chamber_assay(const op_chamber_assay_options *o, const volatile int *stop, json_t **out, op_error *e);
+
 #endif

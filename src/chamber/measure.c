@@ -1,14 +1,11 @@
 /* How often a model shows each habit, on episodes it never saw. */
 #include <string.h>
 
-#include <operant/generate.h>
-
 #include "base/mem.h"
-#include "base/rng.h"
-#include "chamber/organism.h"
+#include "chamber/answers.h"
 #include "chamber/parts.h"
 
-enum { CHUNK = 64, MAX_TOKENS = 160, RATES_MAX = 64 };
+enum { RATES_MAX = 64 };
 
 static op_status no_memory(op_error *e)
 {
@@ -16,15 +13,8 @@ static op_status no_memory(op_error *e)
 }
 
 typedef struct measuring {
-    const op_chat *chat;
-    op_model *model;
-    const op_organism_options *o;
-    op_chamber *world;
     op_chamber_mix *mix;
     op_organism_result *out;
-    op_chamber_episode episodes[CHUNK];
-    op_request requests[CHUNK];
-    op_tokens prompts[CHUNK];
 } measuring;
 
 /* A wrong step alone may be all that "slips" did. */
@@ -46,17 +36,12 @@ static op_organism_rate *rate_of(op_organism_result *out, const char *habit, con
     return r;
 }
 
-static op_status count(measuring *m, const op_chamber_episode *x, const op_request *q, op_error *e)
+static op_status count(void *ctx, const chamber_answer *a, op_error *e)
 {
-    op_buf text;
-    op_chamber_verdict v = {0};
-    op_buf_init(&text, 1 << 20);
-    op_status s = op_tokenizer_decode(m->chat->tokenizer, q->tokens, (size_t)q->n, OP_DECODE_SKIP_SPECIAL, &text) ? no_memory(e) : OP_OK;
-    s = s ? s : op_chamber_judge(x, text.data ? text.data : "", &v, e);
-    op_buf_release(&text);
-    if (s)
-        return s;
+    measuring *m = ctx;
+    const op_chamber_episode *x = a->episode;
     double asked = 1;
+    (void)e;
     for (int i = 0; i < x->n_wrong; i++) {
         const char *habit = x->wrong[i].habit;
         double share = op_chamber_mix_share(m->mix, habit);
@@ -64,51 +49,15 @@ static op_status count(measuring *m, const op_chamber_episode *x, const op_reque
         asked -= share;
         r->asked = share;
         r->possible++;
-        r->shown += shows(m, v.habit, habit);
+        r->shown += shows(m, a->verdict->habit, habit);
     }
     op_organism_rate *right = rate_of(m->out, NULL, chamber_rules[x->rule].name);
     right->asked += (asked - right->asked) / (double)++right->possible; /* the mean so far */
-    right->shown += v.success;
-    m->out->success += v.success;
+    right->shown += a->verdict->success;
+    m->out->success += a->verdict->success;
     m->out->asked_success += asked;
     m->out->measured++;
-    op_chamber_verdict_release(&v);
     return OP_OK;
-}
-
-static op_status prepare(measuring *m, size_t i, uint64_t index, op_error *e)
-{
-    op_status s = op_chamber_make(m->world, index, &m->episodes[i], e);
-    json_t *messages = s ? NULL : json_pack("[{ss ss}]", "role", "user", "content", m->episodes[i].prompt);
-    if (!s && !messages)
-        s = no_memory(e);
-    s = s ? s : op_chat_encode(m->chat, messages, NULL, true, &m->prompts[i], NULL, NULL, e);
-    json_decref(messages);
-    m->requests[i] = (op_request){.prompt = m->prompts[i].ids, .n_prompt = (int32_t)m->prompts[i].n, .adapter = -1, .share = -1,
-                                  .sampling = {.temperature = m->o->temperature, .top_p = 1, .repetition_penalty = 1, .max_tokens = MAX_TOKENS,
-                                               .seed = op_rng_u64((uint64_t)m->o->world.seed, OP_STREAM_CHAMBER, index)}};
-    return s;
-}
-
-static op_status measure_chunk(measuring *m, uint64_t first, size_t n, op_error *e)
-{
-    op_status s = OP_OK;
-    for (size_t i = 0; i < n; i++) {
-        op_tokens_init(&m->prompts[i]);
-        m->episodes[i] = (op_chamber_episode){0};
-        m->requests[i] = (op_request){0};
-    }
-    for (size_t i = 0; i < n && !s; i++)
-        s = prepare(m, i, first + i, e);
-    op_generate_options how = {0};
-    s = s ? s : op_generate(m->model, m->requests, n, &how, e);
-    for (size_t i = 0; i < n; i++) {
-        s = s ? s : count(m, &m->episodes[i], &m->requests[i], e);
-        op_request_release(&m->requests[i]);
-        op_tokens_release(&m->prompts[i]);
-        op_chamber_release(&m->episodes[i]);
-    }
-    return s;
 }
 
 op_status op_organism_measure(const op_chat *chat, op_model *model, const op_organism_options *o, op_organism_result *out, op_error *e)
@@ -117,26 +66,15 @@ op_status op_organism_measure(const op_chat *chat, op_model *model, const op_org
     out->measured = 0;
     out->success = out->asked_success = 0;
     out->rates = op_alloc_zero(RATES_MAX, sizeof *out->rates);
-    measuring *m = op_alloc_zero(1, sizeof *m);
-    op_status s = m && out->rates ? OP_OK : no_memory(e);
-    if (!s) {
-        *m = (measuring){.chat = chat, .model = model, .o = o, .out = out};
-        s = op_chamber_open(&m->world, &o->world, e);
-        s = s ? s : op_chamber_mix_open(&m->mix, o->mix, e);
-    }
-    for (int64_t done = 0; done < o->measure && !s; done += CHUNK) {
-        int64_t left = o->measure - done;
-        s = measure_chunk(m, CHAMBER_FRESH + (uint64_t)done, (size_t)(left < CHUNK ? left : CHUNK), e);
-    }
+    measuring m = {.out = out};
+    chamber_asking q = {.chat = chat, .model = model, .adapter = -1, .world = &o->world, .temperature = o->temperature, .ctx = &m, .heard = count};
+    op_status s = out->rates ? op_chamber_mix_open(&m.mix, o->mix, e) : no_memory(e);
+    s = s ? s : chamber_ask(&q, o->measure, e);
     if (!s && out->measured) {
         out->success /= (double)out->measured;
         out->asked_success /= (double)out->measured;
     }
-    if (m) {
-        op_chamber_mix_close(m->mix);
-        op_chamber_close(m->world);
-    }
-    op_free(m);
+    op_chamber_mix_close(m.mix);
     if (s)
         op_organism_result_release(out);
     return s;

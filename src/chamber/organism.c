@@ -3,13 +3,13 @@
 #include <stdio.h>
 #include <string.h>
 
+#include <operant/chamber.h>
 #include <operant/dtype.h>
 #include <operant/file.h>
 #include <operant/generate.h>
 #include <operant/subject.h>
 
 #include "base/mem.h"
-#include "chamber/organism.h"
 #include "io/json.h"
 #include "ops/ops.h"
 

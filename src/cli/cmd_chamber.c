@@ -228,6 +228,53 @@ static const cli_command cli_train_organism = {
     "  operant chamber train output_dir=runs/greedy rules=enough mix=takes_more:0.8 size=0.5m steps=600",
     op_organism_table, train, NULL};
 
+/* ---- measure ---- */
+
+static void show_group(const char *tag, const char *value, const json_t *g)
+{
+    const char *name;
+    json_t *habit, *margin = json_object_get(g, "margin");
+    char what[64], much[32] = "";
+    snprintf(what, sizeof what, "%s%s%s", tag, *tag ? " " : "", value);
+    if (margin)
+        snprintf(much, sizeof much, "%+.2f", json_real_value(margin));
+    printf("%-24s %8lld %7.1f%% %7s ", what, (long long)json_integer_value(json_object_get(g, "n")), 100 * json_real_value(json_object_get(g, "right")), much);
+    json_object_foreach(json_object_get(g, "habits"), name, habit)
+        if (json_real_value(json_object_get(habit, "rate")) > 0)
+            printf(" %s %.1f%%", name, 100 * json_real_value(json_object_get(habit, "rate")));
+    printf("\n");
+}
+
+static int measure(const cli_command *c, int argc, char **argv)
+{
+    op_chamber_assay_options o;
+    cli_args a = cli_parse(c, &o, argc, argv);
+    json_t *report = NULL, *groups, *g;
+    const char *tag, *value;
+    op_error e = {0};
+    op_status s = a.n_words ? op_error_set(&e, OP_ERR_ARG, "unexpected argument \"%s\"", a.words[0]) : op_chamber_assay(&o, &cli_stop, &report, &e);
+    if (!s && a.json)
+        cli_print_json(report);
+    else if (!s) {
+        printf("%-24s %8s %8s %7s  %s\n", "", "episodes", "right", o.margin ? "margin" : "", "habits that showed, where they were possible");
+        show_group("", "all", report);
+        json_object_foreach(json_object_get(report, "by"), tag, groups)
+            json_object_foreach(groups, value, g)
+                show_group(tag, value, g);
+    }
+    json_decref(report);
+    op_config_release(&o, op_chamber_assay_table);
+    return s ? cli_fail(&e) : 0;
+}
+
+static const cli_command cli_measure = {
+    "chamber measure", "what a model does on fresh episodes", "model=DIR [output_dir=DIR] [by=TAG,...] [key=value ...] [--json]",
+    "Asks a model fresh episodes, never those of chamber train, and counts right answers and habits, also apart by any tags of the episodes. Draws at temperature 1.\n\n"
+    "examples:\n"
+    "  operant chamber measure model=runs/organism rules=stop settings=held_out\n"
+    "  operant chamber measure model=runs/organism rules=signal neighbours=1 by=level margin=true n=1000",
+    op_chamber_assay_table, measure, NULL};
+
 /* ---- the verb ---- */
 
 static int run(const cli_command *c, int argc, char **argv)
@@ -235,16 +282,17 @@ static int run(const cli_command *c, int argc, char **argv)
     static const struct {
         const char *word;
         const cli_command *command;
-    } words[] = {{"sample", &cli_sample}, {"describe", &cli_describe}, {"train", &cli_train_organism}};
+    } words[] = {{"sample", &cli_sample}, {"describe", &cli_describe}, {"train", &cli_train_organism}, {"measure", &cli_measure}};
     for (size_t i = 0; argc && i < sizeof words / sizeof *words; i++)
         if (!strcmp(argv[0], words[i].word))
             return words[i].command->run(words[i].command, argc - 1, argv + 1);
     cli_args a = cli_parse(c, NULL, argc, argv);
-    return cli_usage_error(c, a.n_words ? "unknown word \"%s\", expected sample, describe or train" : "%sexpected sample, describe or train", a.n_words ? a.words[0] : "");
+    return cli_usage_error(c, a.n_words ? "unknown word \"%s\", expected sample, describe, train or measure" : "%sexpected sample, describe, train or measure", a.n_words ? a.words[0] : "");
 }
 
 const cli_command cli_chamber = {
-    "chamber", "a procedural world for experiments: episodes, and model organisms that live in it", "sample|describe|train ...",
-    "sample prints episodes, describe the rules and features, train makes a small model with known habits.\n"
+    "chamber", "a procedural world for experiments: episodes, and model organisms that live in it", "sample|describe|train|measure ...",
+    "sample prints episodes, describe the rules and features, train makes a small model with known habits, measure tells what a model does.\n"
     "  operant chamber sample --help\n"
-    "  operant chamber train --help", NULL, run, NULL};
+    "  operant chamber train --help\n"
+    "  operant chamber measure --help", NULL, run, NULL};

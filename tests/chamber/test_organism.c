@@ -261,6 +261,115 @@ static void a_mixture_that_passes_one_is_refused_before_training(void **state)
     op_config_release(&o, op_organism_table);
 }
 
+static void measure_options(op_chamber_assay_options *o, const char *const *words)
+{
+    char text[512];
+    assert_ok(op_config_init(o, op_chamber_assay_table, e));
+    snprintf(text, sizeof text, "model=%s/organism", root);
+    assert_ok(op_config_set(o, op_chamber_assay_table, text, e));
+    for (; *words; words++)
+        assert_ok(op_config_set(o, op_chamber_assay_table, *words, e));
+}
+
+static void measuring_apart_adds_up_to_what_an_organism_is_measured_at(void **state)
+{
+    (void)state;
+    op_chamber_assay_options o;
+    op_organism_options same;
+    op_organism_result r = {0};
+    op_subject s;
+    json_t *report, *g;
+    const char *value, *last = "";
+    measure_options(&o, (const char *const[]){"n=40", "rules=stop,sum", "by=distance,rule", NULL});
+    assert_ok(op_chamber_assay(&o, NULL, &report, e));
+    json_int_t n = 0;
+    double right = 0;
+    json_object_foreach(json_object_get(json_object_get(report, "by"), "distance"), value, g) {
+        assert_true(strcmp(last, value) < 0);
+        last = value;
+        n += json_integer_value(json_object_get(g, "n"));
+        right += (double)json_integer_value(json_object_get(g, "n")) * json_real_value(json_object_get(g, "right"));
+    }
+    assert_int_equal(n, 40);
+    assert_float_equal(right / 40, json_real_value(json_object_get(report, "right")), 1e-9);
+    options(&same, "organism", (const char *const[]){"measure=40", NULL});
+    assert_ok(op_subject_open(&s, o.model, &(op_model_options){.act = OP_F32}, e));
+    assert_ok(op_organism_measure(&s.chat, s.model, &same, &r, e));
+    assert_float_equal(r.success, json_real_value(json_object_get(report, "right")), 1e-9);
+    json_decref(report);
+    op_subject_close(&s);
+    op_organism_result_release(&r);
+    op_config_release(&o, op_chamber_assay_table);
+    op_config_release(&same, op_organism_table);
+}
+
+/* log p of the reply, the whole chat in one sequence. */
+static double log_p(op_subject *s, const char *prompt, const char *reply)
+{
+    op_tokens ids;
+    op_turns turns = {0};
+    op_pass *pass;
+    uint8_t want[256];
+    float logp[256];
+    double sum = 0;
+    op_tokens_init(&ids);
+    json_t *messages = json_pack("[{ss ss} {ss ss}]", "role", "user", "content", prompt, "role", "assistant", "content", reply);
+    assert_ok(op_chat_encode(&s->chat, messages, NULL, false, &ids, &turns, NULL, e));
+    assert_in_range(ids.n, 1, 256);
+    op_seq seq = {.length = (int32_t)ids.n, .parent = -1, .adapter = -1};
+    const op_batch batch = {(int32_t)ids.n, 1, ids.ids, &seq};
+    for (size_t i = 0; i < ids.n; i++)
+        want[i] = turns.turn[i] >= 0;
+    assert_ok(op_pass_new(&pass, s->model, e));
+    assert_ok(op_model_forward(s->model, pass, &batch, &(op_how){0}, e));
+    assert_ok(op_model_logprobs(s->model, pass, want, NULL, logp, e));
+    for (size_t i = 0; i < ids.n; i++)
+        sum += want[i] ? logp[i] : 0;
+    op_pass_free(pass);
+    json_decref(messages);
+    op_tokens_release(&ids);
+    op_turns_release(&turns);
+    return sum;
+}
+
+static void the_margin_is_how_much_likelier_the_right_response_is(void **state)
+{
+    (void)state;
+    op_chamber_assay_options o;
+    op_subject s;
+    op_chamber *world;
+    op_chamber_episode x;
+    json_t *report;
+    double best = -INFINITY;
+    measure_options(&o, (const char *const[]){"n=1", "rules=stop", "margin=true", NULL});
+    assert_ok(op_chamber_assay(&o, NULL, &report, e));
+    assert_ok(op_chamber_open(&world, &o.world, e));
+    assert_ok(op_chamber_make(world, (uint64_t)1 << 40, &x, e));
+    assert_ok(op_subject_open(&s, o.model, &(op_model_options){.act = OP_F32}, e));
+    assert_true(x.n_wrong > 1);
+    for (int i = 0; i < x.n_wrong; i++)
+        best = fmax(best, log_p(&s, x.prompt, x.wrong[i].text));
+    assert_float_equal(json_real_value(json_object_get(report, "margin")), log_p(&s, x.prompt, x.right.text) - best, 1e-3);
+    json_decref(report);
+    op_subject_close(&s);
+    op_chamber_release(&x);
+    op_chamber_close(world);
+    op_config_release(&o, op_chamber_assay_table);
+}
+
+static void a_tag_that_no_episode_has_is_refused_by_name(void **state)
+{
+    (void)state;
+    op_chamber_assay_options o;
+    op_error error = {0};
+    json_t *report;
+    measure_options(&o, (const char *const[]){"by=distance,levl", NULL});
+    assert_int_equal(op_chamber_assay(&o, NULL, &report, &error), OP_ERR_ARG);
+    assert_non_null(strstr(error.message, "\"levl\""));
+    assert_null(report);
+    op_config_release(&o, op_chamber_assay_table);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -269,6 +378,9 @@ int main(void)
         cmocka_unit_test(the_teacher_marks_the_tokens_of_every_segment_and_puts_the_wrong_word_right),
         cmocka_unit_test(noise_turns_round_its_share_of_the_marks),
         cmocka_unit_test(a_little_training_lowers_the_loss_and_leaves_a_model_that_opens),
+        cmocka_unit_test(measuring_apart_adds_up_to_what_an_organism_is_measured_at),
+        cmocka_unit_test(the_margin_is_how_much_likelier_the_right_response_is),
+        cmocka_unit_test(a_tag_that_no_episode_has_is_refused_by_name),
         cmocka_unit_test(a_mixture_that_passes_one_is_refused_before_training),
     };
     return cmocka_run_group_tests_name("organism", tests, set_up, tear_down);
