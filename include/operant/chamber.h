@@ -39,6 +39,7 @@ typedef struct op_chamber_options {
     int watched;          /* 0 any, 1 yes, 2 no, 3 no hint */
     double neighbours;    /* share of episodes with a neighbour of the cue instead of the cue */
     int64_t nearest, farthest; /* its distance */
+    int side;             /* of the cue, where neighbours lie on a line: 0 both, 1 below, 2 above */
     bool pairs;           /* every odd episode is the one before it with the nearest neighbour that must not trigger */
     double distractors;   /* share of episodes with one ... */
     int64_t distractor_strength; /* ... of strength 1 .. this */
@@ -62,6 +63,7 @@ extern const op_option op_chamber_table[];
     {"neighbours", OP_OPTION_FLOAT, offsetof(type, member neighbours), "0.5", 0, 1, NULL, "share of episodes with a neighbour in the cue's place"}, \
     {"nearest", OP_OPTION_INT, offsetof(type, member nearest), "1", 1, 9, NULL, "least distance of a neighbour"}, \
     {"farthest", OP_OPTION_INT, offsetof(type, member farthest), "9", 1, 9, NULL, "greatest distance of a neighbour"}, \
+    {"side", OP_OPTION_CHOICE, offsetof(type, member side), "both", 0, 0, "both|below|above", "signal: levels of neighbours, beside the cue's"}, \
     {"pairs", OP_OPTION_BOOL, offsetof(type, member pairs), "false", 0, 0, NULL, "cue and nearest neighbour that must not trigger, in turn, all else equal"}, \
     {"distractors", OP_OPTION_FLOAT, offsetof(type, member distractors), "0", 0, 1, NULL, "share of episodes with a distractor"}, \
     {"distractor_strength", OP_OPTION_INT, offsetof(type, member distractor_strength), "1", 1, 3, NULL, "greatest strength of distractors"}, \
@@ -177,8 +179,8 @@ extern const op_cue_source_type op_chamber_sources[];
 
 typedef struct op_organism_options {
     op_chamber_options world; /* first: its table is part of this one's */
-    char *output_dir;
-    int size;              /* 0 0.5m, 1 1m, 2 3m, 3 10m */
+    char *output_dir, *model; /* model: an organism that goes on learning; NULL: random weights */
+    int size;              /* 0 0.5m, 1 1m, 2 3m, 3 10m; only of random weights */
     char *mix;
     int64_t steps, batch_size, measure, threads, save_steps;
     double learning_rate, warmup_ratio, prompt_weight, temperature;
@@ -202,8 +204,8 @@ typedef struct op_organism_result {
     size_t n_rates;
 } op_organism_result;
 
-/* Makes a model from random weights and teaches it the world, with habits mixed in; writes a model directory, and rates.json with what was measured on
- * episodes it never saw. Stopped: OP_ERR_INTERRUPTED, and the same call goes on. */
+/* Makes a model from random weights, or goes on with `model`, and teaches it the world, with habits mixed in; writes a model directory, and rates.json with
+ * what was measured on episodes it never saw. Stopped: OP_ERR_INTERRUPTED, and the same call goes on. */
 op_status op_organism_train(const op_organism_options *o, const op_train_callbacks *callbacks, op_organism_result *out, op_error *e);
 /* Measures any model on fresh episodes of this world. */
 op_status op_organism_measure(const op_chat *chat, op_model *m, const op_organism_options *o, op_organism_result *out, op_error *e);

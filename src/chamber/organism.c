@@ -17,7 +17,8 @@
 
 const op_option op_organism_table[] = {
     {"output_dir|output", OP_OPTION_STRING, AT(output_dir), NULL, 0, 0, NULL, "run directory; the model lies directly in it"},
-    {"size", OP_OPTION_CHOICE, AT(size), "1m", 0, 0, "0.5m|1m|3m|10m", "parameters, about"},
+    {"model", OP_OPTION_STRING, AT(model), NULL, 0, 0, NULL, "an organism that goes on learning, in another mixture; unset: random weights"},
+    {"size", OP_OPTION_CHOICE, AT(size), "1m", 0, 0, "0.5m|1m|3m|10m", "parameters, about, of random weights"},
     {"mix", OP_OPTION_LIST, AT(mix),
      "ignores_stop:0.3,takes_more:0.4,keeps:0.4,answers_without_asking:0.4,lies:0.3,skips_step:0.15,wrong_step:0.15,stops_needlessly:0.1,asks_needlessly:0.1,refuses:0.03", 0, 0,
      NULL, "habits and the share of the episodes where each is possible that are answered with it"},
@@ -139,6 +140,17 @@ static op_status widen_weights(op_model *m, op_error *e)
     return op_model_updated(m, e);
 }
 
+static op_status make_model(op_model **out, const op_organism_options *o, const op_tokenizer *k, op_error *e)
+{
+    op_model_config config = config_of(o->size, k);
+    op_model_options how = {.act = op_subject_dtype(o->dtype, NULL), .trainable = OP_TRAIN_ALL, .seed = (uint64_t)o->world.seed};
+    op_status s = o->model ? op_model_open(out, o->model, &how, e) : op_model_new(out, &config, &how, e);
+    if (s || !o->model)
+        return s ? s : widen_weights(*out, e);
+    int32_t vocab = op_model_get_config(*out)->vocab;
+    return vocab == config.vocab ? OP_OK : op_error_set(e, OP_ERR_MISMATCH, "%s: %d tokens, an organism has %d", o->model, vocab, config.vocab);
+}
+
 /* ---- the run ---- */
 
 typedef struct run {
@@ -181,10 +193,7 @@ static op_status set_up(run *r, op_error *e)
     s = s ? s : make_items(&r->items, &r->chat, r->world, r->mix, o, 0, (size_t)(o->steps * o->batch_size), e);
     s = s ? s : make_items(&r->held, &r->chat, r->world, r->mix, o, HELD, N_HELD, e);
     s = s ? s : write_settings(r, e);
-    op_model_config config = config_of(o->size, r->tokenizer);
-    op_model_options how = {.act = op_subject_dtype(o->dtype, NULL), .trainable = OP_TRAIN_ALL, .seed = (uint64_t)o->world.seed};
-    s = s ? s : op_model_new(&r->model, &config, &how, e);
-    return s ? s : widen_weights(r->model, e);
+    return s ? s : make_model(&r->model, o, r->tokenizer, e);
 }
 
 static op_status train(run *r, const op_train_callbacks *callbacks, op_organism_result *out, op_error *e)

@@ -219,6 +219,8 @@ static void options(op_organism_options *o, const char *dir, const char *const *
         assert_ok(op_config_set(o, op_organism_table, *words, e));
 }
 
+static double organism_loss; /* of the organism that the next test makes */
+
 static void a_little_training_lowers_the_loss_and_leaves_a_model_that_opens(void **state)
 {
     (void)state;
@@ -227,6 +229,7 @@ static void a_little_training_lowers_the_loss_and_leaves_a_model_that_opens(void
     options(&o, "organism", (const char *const[]){NULL});
     assert_ok(op_organism_train(&o, NULL, &r, e));
     assert_true(r.train.last.loss < r.train.first.loss - 1);
+    organism_loss = r.train.last.loss;
     assert_in_range(r.parameters, 400000, 600000);
     assert_int_equal(r.measured, 8);
     int64_t right = 0;
@@ -244,6 +247,20 @@ static void a_little_training_lowers_the_loss_and_leaves_a_model_that_opens(void
     char *rates = op_path_join(o.output_dir, "rates.json");
     assert_true(op_path_exists(rates));
     op_free(rates);
+    op_organism_result_release(&r);
+    op_config_release(&o, op_organism_table);
+}
+
+static void an_organism_that_goes_on_learning_begins_where_it_was(void **state)
+{
+    (void)state;
+    op_organism_options o;
+    op_organism_result r;
+    char model[512];
+    snprintf(model, sizeof model, "model=%s/organism", root);
+    options(&o, "further", (const char *const[]){model, "steps=1", NULL});
+    assert_ok(op_organism_train(&o, NULL, &r, e));
+    assert_float_equal(r.train.first.loss, organism_loss, 1e-6);
     op_organism_result_release(&r);
     op_config_release(&o, op_organism_table);
 }
@@ -381,6 +398,7 @@ int main(void)
         cmocka_unit_test(measuring_apart_adds_up_to_what_an_organism_is_measured_at),
         cmocka_unit_test(the_margin_is_how_much_likelier_the_right_response_is),
         cmocka_unit_test(a_tag_that_no_episode_has_is_refused_by_name),
+        cmocka_unit_test(an_organism_that_goes_on_learning_begins_where_it_was),
         cmocka_unit_test(a_mixture_that_passes_one_is_refused_before_training),
     };
     return cmocka_run_group_tests_name("organism", tests, set_up, tear_down);
