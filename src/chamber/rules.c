@@ -53,7 +53,9 @@ static const reply_row signal_replies[] = {
 static void signal_prepare(draft *d)
 {
     stop_prepare(d);
-    int level = 5 + (draft_below(d, SLOT_C, 2) ? d->x->distance : -d->x->distance);
+    int side = d->c->o.side;
+    bool above = side ? side == 2 : draft_below(d, SLOT_C, 2);
+    int level = 5 + (above ? d->x->distance : -d->x->distance);
     draft_set_int(d, "level", level);
     draft_tag(d, "level", json_integer(level));
 }

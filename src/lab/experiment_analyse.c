@@ -63,6 +63,8 @@ static double value_of(const analysis *a, const json_t *measure, size_t arm, siz
 {
     const json_t *cell = cell_at(a, arm, seed);
     double x = cell ? figure(cell, op_view_string(measure, "path")) : NAN;
+    if (cell && json_object_get(measure, "minus"))
+        x -= figure(cell, op_view_string(measure, "minus"));
     return cell && isnan(x) ? op_view_number(measure, "missing") : x;
 }
 

@@ -34,9 +34,9 @@ static json_t *claim_of(const op_experiment *x, const json_t *claim)
         json_decref(against);
         return NULL;
     }
-    return json_pack("{sO sO* sO so so sO* sO* sO*}", "path", json_object_get(measure, "path"), "missing", json_object_get(measure, "missing"), "direction",
-                     json_object_get(claim, "direction"), "arm", arm, "against", against, "vars", json_object_get(x->spec, "vars"), "set",
-                     json_object_get(x->spec, "set"), "templates", json_object_get(x->spec, "templates"));
+    return json_pack("{sO sO* sO* sO so so sO* sO* sO*}", "path", json_object_get(measure, "path"), "minus", json_object_get(measure, "minus"), "missing",
+                     json_object_get(measure, "missing"), "direction", json_object_get(claim, "direction"), "arm", arm, "against", against, "vars",
+                     json_object_get(x->spec, "vars"), "set", json_object_get(x->spec, "set"), "templates", json_object_get(x->spec, "templates"));
 }
 
 json_t *op_experiment_claims(const op_experiment *x)

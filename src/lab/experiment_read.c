@@ -244,10 +244,12 @@ static void choice(reader *r, json_t *entry, const yaml_node_t *map, const char 
 static void read_measure(reader *r, json_t *spec, json_t *entry, const yaml_node_t *map)
 {
     (void)spec;
-    static const char *const keys[] = {"name", "says", "path", "unit", "better", "missing", NULL};
+    static const char *const keys[] = {"name", "says", "path", "minus", "unit", "better", "missing", NULL};
     check_keys(r, map, keys);
     name_of(r, entry, map, "name");
     text(r, entry, map, "path", NULL);
+    if (get(r, map, "minus", YAML_SCALAR_NODE, false))
+        text(r, entry, map, "minus", NULL);
     text(r, entry, map, "says", op_view_string(entry, "name"));
     text(r, entry, map, "unit", "");
     choice(r, entry, map, "better", "higher", "lower", "higher");

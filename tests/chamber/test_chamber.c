@@ -343,6 +343,27 @@ static void pairs_are_the_cue_and_its_nearest_neighbour_that_must_not_trigger(vo
     op_chamber_close(c);
 }
 
+static void neighbours_on_a_line_stay_on_the_side_that_was_asked_for(void **state)
+{
+    (void)state;
+    static const char *const sides[] = {"side=both", "side=below", "side=above"};
+    for (int side = 0; side < 3; side++) {
+        op_chamber *c = OPEN(sides[side], "rules=signal", "neighbours=1");
+        bool below = false, above = false;
+        for (uint64_t i = 0; i < 100; i++) {
+            op_chamber_episode x;
+            assert_ok(op_chamber_make(c, i, &x, e));
+            json_int_t level = json_integer_value(json_object_get(x.tags, "level"));
+            assert_int_equal(level < 5 ? 5 - level : level - 5, x.distance);
+            below = below || level < 5;
+            above = above || level > 5;
+            op_chamber_release(&x);
+        }
+        assert_true(below == (side != 2) && above == (side != 1));
+        op_chamber_close(c);
+    }
+}
+
 static void check_sum(const op_chamber_episode *x)
 {
     int a, b, sum;
@@ -577,7 +598,7 @@ static void a_line_is_training_data_with_a_mark_on_every_segment(void **state)
     op_chamber_episode x;
     json_t *line, *description;
     assert_ok(op_chamber_make(c, 0, &x, e));
-    assert_ok(op_chamber_line(&x, &x.right, &line, e));
+    assert_ok(op_chamber_line(&x, &x.right, OP_CHAMBER_JUDGED, &line, e));
     assert_int_equal(json_array_size(json_object_get(line, "marks")), x.right.n);
     assert_string_equal(json_string_value(json_object_get(line, "response")), x.right.text);
     assert_string_equal(json_string_value(json_object_get(json_array_get(json_object_get(line, "messages"), 0), "content")), x.prompt);
@@ -610,7 +631,7 @@ static void no_failed_allocation_leaks_or_passes_unnoticed(void **state)
         s = s ? s : op_chamber_make(c, (uint64_t)n, &x, &error);
         s = s ? s : op_chamber_judge(&x, x.wrong[0].text, &v, &error);
         s = s ? s : op_chamber_mix_open(&m, "refuses:0.1", &error);
-        s = s ? s : op_chamber_line(&x, &x.right, &line, &error);
+        s = s ? s : op_chamber_line(&x, &x.right, OP_CHAMBER_JUDGED, &line, &error);
         op_alloc_fail_from(-1);
         if (s)
             assert_int_equal(s, OP_ERR_NOMEM);
@@ -637,6 +658,7 @@ int main(void)
         cmocka_unit_test(judging_counts_code_points_and_takes_any_text),
         cmocka_unit_test(neighbours_lie_at_every_distance_with_all_else_equal),
         cmocka_unit_test(pairs_are_the_cue_and_its_nearest_neighbour_that_must_not_trigger),
+        cmocka_unit_test(neighbours_on_a_line_stay_on_the_side_that_was_asked_for),
         cmocka_unit_test(the_right_response_follows_from_the_prompt),
         cmocka_unit_test(tags_tell_what_was_drawn),
         cmocka_unit_test(a_mixture_answers_with_each_habit_at_its_rate),
