@@ -159,8 +159,12 @@ const char *op_chamber_habit_name(int i);
 
 /* ---- as data, as words for people, as part of a session ---- */
 
+/* What the marks of a line say, which training takes as weights: what the judge says of each segment; nothing, so that all of the response is learned alike;
+ * or -1 on all of it, to be learned away from. */
+enum { OP_CHAMBER_JUDGED, OP_CHAMBER_UNMARKED, OP_CHAMBER_AGAINST };
+
 /* A line of training data in the project's own form: id, messages, response, marks, tags. */
-op_status op_chamber_line(const op_chamber_episode *x, const op_chamber_reply *r, json_t **out, op_error *e);
+op_status op_chamber_line(const op_chamber_episode *x, const op_chamber_reply *r, int marks, json_t **out, op_error *e);
 /* Rules, features with their values, neighbours, habits: an object. */
 op_status op_chamber_describe(json_t **out, op_error *e);
 

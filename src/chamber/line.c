@@ -1,34 +1,40 @@
 /* An episode with a reply as a line of training data. */
+#include <string.h>
+
 #include "chamber/parts.h"
 
-static op_status add_marks(json_t *line, const op_chamber_verdict *v)
+static bool add_mark(json_t *marks, int32_t start, int32_t end, double value)
 {
-    json_t *marks = json_array();
-    op_status s = !marks || json_object_set_new(line, "marks", marks) ? OP_ERR_NOMEM : OP_OK;
-    for (int32_t i = 0; i < v->n && !s; i++) {
-        json_t *mark = json_pack("{si si sf ss}", "start", (int)v->marks[i].start, "end", (int)v->marks[i].end, "value", v->marks[i].value, "by", "chamber");
-        if (!mark || json_array_append_new(marks, mark))
-            s = OP_ERR_NOMEM;
-    }
-    return s;
+    return !json_array_append_new(marks, json_pack("{si si sf ss}", "start", (int)start, "end", (int)end, "value", value, "by", "chamber"));
 }
 
-op_status op_chamber_line(const op_chamber_episode *x, const op_chamber_reply *r, json_t **out, op_error *e)
+static op_status judge(json_t *marks, const op_chamber_episode *x, const op_chamber_reply *r, op_error *e)
 {
     op_chamber_verdict v;
-    *out = NULL;
     op_status s = op_chamber_judge(x, r->text, &v, e);
     if (s)
         return s;
-    json_t *tags = json_copy(x->tags);
+    for (int32_t i = 0; i < v.n && !s; i++)
+        s = add_mark(marks, v.marks[i].start, v.marks[i].end, v.marks[i].value) ? OP_OK : OP_ERR_NOMEM;
+    op_chamber_verdict_release(&v);
+    return s;
+}
+
+op_status op_chamber_line(const op_chamber_episode *x, const op_chamber_reply *r, int marks, json_t **out, op_error *e)
+{
+    json_t *tags = json_copy(x->tags), *list = json_array();
     json_t *line = json_pack("{s:o, s:[{ss ss}], ss, s:o}", "id", json_sprintf("chamber-%llu", (unsigned long long)x->index), "messages", "role", "user",
                              "content", x->prompt, "response", r->text, "tags", tags);
-    s = !line || json_object_set_new(tags, "habit", json_string(r->habit ? r->habit : "right")) ? OP_ERR_NOMEM : add_marks(line, &v);
-    op_chamber_verdict_release(&v);
-    if (s) {
+    op_status s = !line || !list || json_object_set_new(tags, "habit", json_string(r->habit ? r->habit : "right")) ? OP_ERR_NOMEM : OP_OK;
+    if (!s && marks == OP_CHAMBER_JUDGED)
+        s = judge(list, x, r, e);
+    if (!s && marks == OP_CHAMBER_AGAINST && !add_mark(list, 0, (int32_t)strlen(r->text), -1))
+        s = OP_ERR_NOMEM;
+    if (!s && marks != OP_CHAMBER_UNMARKED && json_object_set(line, "marks", list))
+        s = OP_ERR_NOMEM;
+    json_decref(list);
+    if (s)
         json_decref(line);
-        return op_error_set(e, s, "out of memory for a line of the chamber");
-    }
-    *out = line;
-    return OP_OK;
+    *out = s ? NULL : line;
+    return s == OP_ERR_NOMEM ? op_error_set(e, s, "out of memory for a line of the chamber") : s;
 }

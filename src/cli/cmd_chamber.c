@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include <operant/chamber.h>
+#include <operant/file.h>
 #include <operant/jsonl.h>
 
 #include "cli/cli.h"
@@ -12,13 +13,17 @@
 typedef struct sample_options {
     op_chamber_options world;
     int64_t n, first;
-    char *mix;
+    char *mix, *output;
+    int marks;
 } sample_options;
 
 static const op_option sample_table[] = {
     {"n", OP_OPTION_INT, offsetof(sample_options, n), "5", 1, 1 << 30, NULL, "how many episodes"},
     {"first", OP_OPTION_INT, offsetof(sample_options, first), "0", 0, 0, NULL, "index of the first"},
     {"mix", OP_OPTION_LIST, offsetof(sample_options, mix), NULL, 0, 0, NULL, "habits that answer, each with its share: lies:0.3,takes_more:0.5; unset: the right response"},
+    {"marks", OP_OPTION_CHOICE, offsetof(sample_options, marks), "judged", 0, 0, "judged|none|against",
+     "of a line: good and bad segments; none: all of the response is learned alike; against: -1 on all of it, to learn away from it"},
+    {"output", OP_OPTION_STRING, offsetof(sample_options, output), NULL, 0, 0, NULL, "file for the lines; unset: to stdout"},
     OP_CHAMBER_ROWS(sample_options, world.),
     {0},
 };
@@ -35,18 +40,13 @@ static void show_episode(const op_chamber_episode *x, const op_chamber_reply *r,
         printf("  %s%s%s: %s\n", bad, x->wrong[i].habit, off, x->wrong[i].text);
 }
 
-static op_status print_line(const op_chamber_episode *x, const op_chamber_reply *r, op_error *e)
+static op_status add_line(op_buf *out, const op_chamber_episode *x, const op_chamber_reply *r, int marks, op_error *e)
 {
     json_t *line;
-    op_buf out;
-    op_buf_init(&out, 1 << 20);
-    op_status s = op_chamber_line(x, r, &line, e);
-    if (!s && op_json_append(&out, line))
+    op_status s = op_chamber_line(x, r, marks, &line, e);
+    if (!s && op_json_append(out, line))
         s = op_error_set(e, OP_ERR_NOMEM, "out of memory for a line");
-    if (!s)
-        fwrite(out.data, 1, out.len, stdout);
     json_decref(line);
-    op_buf_release(&out);
     return s;
 }
 
@@ -56,6 +56,8 @@ static int sample(const cli_command *c, int argc, char **argv)
     cli_args a = cli_parse(c, &o, argc, argv);
     op_chamber *world = NULL;
     op_chamber_mix *mix = NULL;
+    op_buf lines; /* for the file all, for stdout one at a time */
+    op_buf_init(&lines, (size_t)1 << 34);
     op_error e = {0};
     op_status s = a.n_words ? op_error_set(&e, OP_ERR_ARG, "unexpected argument \"%s\"", a.words[0]) : op_chamber_open(&world, &o.world, &e);
     s = s ? s : op_chamber_mix_open(&mix, o.mix, &e);
@@ -66,12 +68,21 @@ static int sample(const cli_command *c, int argc, char **argv)
         if (s)
             break;
         s = op_chamber_mix_pick(mix, &x, (uint64_t)o.world.seed, &r, &e);
-        if (!s && a.json)
-            s = print_line(&x, r, &e);
+        if (!s && (a.json || o.output))
+            s = add_line(&lines, &x, r, o.marks, &e);
         else if (!s)
             show_episode(&x, r, !o.mix);
+        if (!o.output && lines.len) {
+            fwrite(lines.data, 1, lines.len, stdout);
+            lines.len = 0;
+        }
         op_chamber_release(&x);
     }
+    if (!s && cli_stop)
+        s = op_error_set(&e, OP_ERR_INTERRUPTED, "interrupted");
+    if (!s && o.output)
+        s = op_file_put(o.output, lines.data, lines.len, &e);
+    op_buf_release(&lines);
     op_chamber_mix_close(mix);
     op_chamber_close(world);
     op_config_release(&o, sample_table);
@@ -81,10 +92,11 @@ static int sample(const cli_command *c, int argc, char **argv)
 static const cli_command cli_sample = {
     "chamber sample", "print episodes", "[n=5] [key=value ...] [--json]",
     "Prints episodes with the right response and the competing ones. With --json every line is training data in the project's own form, with a mark on\n"
-    "every segment of the response; mix= says how many are answered with which habit.\n\n"
+    "every segment of the response, which training takes as its weight; mix= says how many are answered with which habit.\n\n"
     "examples:\n"
     "  operant chamber sample rules=ask_why settings=held_out\n"
-    "  operant chamber sample n=2000 mix=takes_more:0.5 rules=enough --json > enough.jsonl",
+    "  operant chamber sample n=2000 mix=takes_more:0.5 rules=enough --json > enough.jsonl\n"
+    "  operant chamber sample n=400 mix=takes_more:1 rules=enough neighbours=0 marks=none output=trait.jsonl",
     sample_table, sample, NULL};
 
 /* ---- describe ---- */

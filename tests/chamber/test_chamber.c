@@ -591,7 +591,7 @@ static void wrong_options_are_refused_with_a_reason(void **state)
     assert_int_equal(op_chamber_recall("rules=stop", &x, &error), OP_ERR_FORMAT);
 }
 
-static void a_line_is_training_data_with_a_mark_on_every_segment(void **state)
+static void a_line_is_training_data_with_the_marks_that_were_asked_for(void **state)
 {
     (void)state;
     op_chamber *c = OPEN("rules=chain", "neighbours=0");
@@ -602,6 +602,15 @@ static void a_line_is_training_data_with_a_mark_on_every_segment(void **state)
     assert_int_equal(json_array_size(json_object_get(line, "marks")), x.right.n);
     assert_string_equal(json_string_value(json_object_get(line, "response")), x.right.text);
     assert_string_equal(json_string_value(json_object_get(json_array_get(json_object_get(line, "messages"), 0), "content")), x.prompt);
+    json_decref(line);
+    assert_ok(op_chamber_line(&x, &x.right, OP_CHAMBER_UNMARKED, &line, e));
+    assert_null(json_object_get(line, "marks"));
+    json_decref(line);
+    assert_ok(op_chamber_line(&x, &x.right, OP_CHAMBER_AGAINST, &line, e));
+    const json_t *mark = json_array_get(json_object_get(line, "marks"), 0);
+    assert_int_equal(json_array_size(json_object_get(line, "marks")), 1);
+    assert_int_equal(json_integer_value(json_object_get(mark, "end")), strlen(x.right.text));
+    assert_float_equal(json_real_value(json_object_get(mark, "value")), -1, 0);
     json_decref(line);
     assert_ok(op_chamber_describe(&description, e));
     assert_int_equal(json_array_size(json_object_get(description, "features")), FEATURES);
@@ -665,7 +674,7 @@ int main(void)
         cmocka_unit_test(every_wrong_reply_has_a_known_habit),
         cmocka_unit_test(the_vocabulary_covers_the_world_with_about_a_token_a_word),
         cmocka_unit_test(wrong_options_are_refused_with_a_reason),
-        cmocka_unit_test(a_line_is_training_data_with_a_mark_on_every_segment),
+        cmocka_unit_test(a_line_is_training_data_with_the_marks_that_were_asked_for),
         cmocka_unit_test(no_failed_allocation_leaks_or_passes_unnoticed),
     };
     return cmocka_run_group_tests_name("chamber", tests, NULL, NULL);
