@@ -55,6 +55,8 @@ void op_lesson_clear(op_lesson *l); /* forgets what was added; the running basel
 /* A group is the answers to one prompt; baselines are taken within it. A trial without a reward has no outcome. Trials whose A_t are all zero are left
  * out, but count as trials in Z (and in stats->skipped). */
 op_status op_lesson_add_group(op_lesson *l, const op_trial *const *trials, size_t n, op_error *e);
+/* The same with the outcome of trial i spread over its tokens: token t earns share[i][t] times it (share[i] NULL: each of them once). */
+op_status op_lesson_add_spread(op_lesson *l, const op_trial *const *trials, const float *const *share, size_t n, op_error *e);
 /* The same with advantages already known: a[n_response]. */
 op_status op_lesson_add_advantages(op_lesson *l, const op_trial *t, const float *a, op_error *e);
 /* The response of `good` is preferred to that of `bad`; both have the same prompt and the same first `at` response tokens, and a token there. `span`

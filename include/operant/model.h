@@ -189,6 +189,11 @@ op_status op_model_backward(op_model *m, op_pass *p, const float *slope, op_erro
 /* The logits [n, V] that follow rows[0..n-1] of the last forward (float, caller-owned). */
 op_status op_model_logits(op_model *m, op_pass *p, const int32_t *rows, int32_t n, float *logits, op_error *e);
 
+/* Where the last layer looked in the last forward: out[i], i = 0 .. the position of batch token `token` in its sequence, is the attention that it pays to the
+ * i-th token of that sequence (beginnings shared with a parent included): softmax of the scaled q k, the mean over the query heads, 1 in sum. After a
+ * backward there is nothing to read. */
+op_status op_model_attention(const op_model *m, const op_pass *p, int32_t token, float *out, op_error *e);
+
 /* ---- seams ---- */
 
 /* A residual tap. `layer` l is the stream that enters layer l (0: the embeddings), L the one that leaves the last.

@@ -84,6 +84,10 @@ op_status method_recall(op_session *s, op_trial ***out, size_t *n, op_error *e);
 /* hidden.c: the mean of the residual stream that enters `layer` (L: that leaves the last) over each prompt, into out[n * C]. */
 op_status method_hidden(op_session *s, op_cue *const *cues, size_t n, int32_t layer, float *out, op_error *e);
 
+/* attention.c: share[i][n_response], the attention that the last token of trials[i] pays to each of its response tokens, scaled to a mean of 1 over them. The
+ * arrays are the caller's (op_free), also after a failure; NULL where there is no response. */
+op_status method_attention(op_session *s, op_trial *const *trials, size_t n, float **share, op_error *e);
+
 op_status method_no_memory(op_error *e);
 
 #endif

@@ -6,15 +6,16 @@
 #include "methods/common.h"
 #include "methods/methods.h"
 
-enum { GIVEN, SENTENCE, WHOLE, SHUFFLED };
+enum { GIVEN, SENTENCE, WHOLE, SHUFFLED, ATTENTION };
 
 typedef struct settings {
     int place;
 } settings;
 
 static const op_option table[] = {
-    {"place", OP_OPTION_CHOICE, offsetof(settings, place), "given", 0, 0, "given|sentence|whole|shuffled",
-     "where a mark acts: where it was put; spread over its sentence, or over the whole answer, as their mean; or, as a control, on tokens drawn by chance"},
+    {"place", OP_OPTION_CHOICE, offsetof(settings, place), "given", 0, 0, "given|sentence|whole|shuffled|attention",
+     "where a mark acts: where it was put; spread over its sentence, or over the whole answer, as their mean; or, as a control, on tokens drawn by chance; "
+     "attention: marks where they were put, and the reward where the answer's last token looks"},
     {0},
 };
 
@@ -73,13 +74,26 @@ static op_status learn(op_session *s, int place, const answers *a, op_error *e)
     return status;
 }
 
+/* The outcome of an answer on the tokens that its end attends to (2402.00782): the sum is that of the outcome on every token. */
+static op_status learn_by_attention(op_session *s, const answers *a, op_error *e)
+{
+    float **share = op_alloc_zero(a->n + 1, sizeof *share);
+    op_status status = share ? method_attention(s, a->trials, a->n, share, e) : method_no_memory(e);
+    for (size_t i = 0; !status && i < a->n; i += a->group)
+        status = op_lesson_add_spread(op_session_lesson(s), (const op_trial *const *)a->trials + i, (const float *const *)share + i, a->group, e);
+    for (size_t i = 0; share && i < a->n; i++)
+        op_free(share[i]);
+    op_free(share);
+    return status;
+}
+
 static op_status learn_round(op_session *s, const op_stage *stage, op_error *e)
 {
     answers a;
     const settings *o = stage->settings;
     op_status status = method_answers(s, stage, &a, e);
     if (!status)
-        status = o->place == GIVEN ? method_add_groups(s, &a, e) : learn(s, o->place, &a, e);
+        status = o->place == GIVEN ? method_add_groups(s, &a, e) : o->place == ATTENTION ? learn_by_attention(s, &a, e) : learn(s, o->place, &a, e);
     method_answers_release(&a);
     return status;
 }

@@ -194,6 +194,9 @@ op_status op_layer_attention_out(const op_model *m, const op_rows *r, int32_t l,
 op_status op_layer_mlp_in(const op_model *m, const op_rows *r, int32_t l, const void *x, void *gu, op_lora_scratch *lora);
 void op_layer_activation(const op_model *m, int32_t T, const void *gu, void *h);
 op_status op_layer_mlp_out(const op_model *m, const op_rows *r, int32_t l, const void *h, float *resid, op_lora_scratch *lora);
+/* pass.c: q|k|v [T, (H+2G) D] of the last layer in the last forward, act, after the rotation, and which rows see which; NULL: there was none, or a backward
+ * came after it. */
+const void *op_pass_last_qkv(const op_pass *p, const op_attention **how);
 op_status op_taps_forward(op_model *m, int32_t layer, const op_batch *b, float *resid);
 
 #endif

@@ -55,6 +55,7 @@ struct op_pass {
     int32_t seq_capacity;
     op_attention attention;
     op_rows rows;
+    bool ran;          /* a forward came to its end, and its last layer's q|k|v are still there */
     bool kept_valid, head_done;
 };
 
@@ -397,7 +398,7 @@ static op_status layer_forward(op_pass *p, int32_t l, kept *k, float *out)
 
 op_status op_model_forward(op_model *m, op_pass *p, const op_batch *b, const op_how *how, op_error *e)
 {
-    p->kept_valid = p->head_done = false;
+    p->ran = p->kept_valid = p->head_done = false;
     op_status s = check_batch(m, b, e);
     if (s || (s = reserve(p, b->n_tokens, how->keep, e)) || (s = reserve_seqs(p, b->n_seqs, e)) || (s = plan(p, b, e)))
         return s;
@@ -418,7 +419,15 @@ op_status op_model_forward(op_model *m, op_pass *p, const op_batch *b, const op_
         return op_error_set(e, s, "the forward pass failed: %s", op_status_string(s));
     op_norm_forward(m, -1, OP_ROLE_FINAL, b->n_tokens, p->resid_out, p->hidden, p->final_mean, p->final_rstd);
     p->kept_valid = how->keep;
+    p->ran = true;
     return OP_OK;
+}
+
+/* Layers share their buffers or each have their own: those of the last hold its values either way. */
+const void *op_pass_last_qkv(const op_pass *p, const op_attention **how)
+{
+    *how = &p->attention;
+    return p->ran ? p->layer[p->m->config.layers - 1].q.qkv : NULL;
 }
 
 /* ---- the output layer ---- */
@@ -667,7 +676,7 @@ op_status op_model_backward(op_model *m, op_pass *p, const float *slope, op_erro
         if (!s)
             tell_gradients(m, l);
     }
-    p->kept_valid = p->head_done = false;
+    p->ran = p->kept_valid = p->head_done = false;
     if (s)
         return op_error_set(e, s, "the backward pass failed: %s", op_status_string(s));
     const op_slot *table = op_model_slot(m, -1, OP_ROLE_EMBED), *places = op_model_slot(m, -1, OP_ROLE_POSITION);

@@ -246,7 +246,7 @@ static void run_on(op_running *r, double reward)
     r->mean += (reward - r->mean) * fmax(1 / (double)(r->count + 1), 0.05);
 }
 
-static op_status add_answer(op_lesson *l, const op_trial *t, const outcomes *o, op_error *e)
+static op_status add_answer(op_lesson *l, const op_trial *t, const outcomes *o, const float *share, op_error *e)
 {
     float *a = floats(l, t->n_response, 0);
     if (!a)
@@ -254,11 +254,11 @@ static op_status add_answer(op_lesson *l, const op_trial *t, const outcomes *o, 
     op_trial_token_marks(t, a);
     double whole = t->has_reward ? l->options.outcome_weight * outcome_advantage(l, o, t->reward) : 0;
     for (int32_t i = 0; i < t->n_response; i++)
-        a[i] = (float)(whole + l->options.mark_weight * (double)a[i]);
+        a[i] = (float)(whole * (share ? (double)share[i] : 1) + l->options.mark_weight * (double)a[i]);
     return add_policy(l, t, a, e);
 }
 
-op_status op_lesson_add_group(op_lesson *l, const op_trial *const *trials, size_t n, op_error *e)
+op_status op_lesson_add_spread(op_lesson *l, const op_trial *const *trials, const float *const *share, size_t n, op_error *e)
 {
     op_status status = OP_OK;
     for (size_t i = 0; !status && i < n; i++)
@@ -267,13 +267,18 @@ op_status op_lesson_add_group(op_lesson *l, const op_trial *const *trials, size_
         return status;
     outcomes o = outcomes_of(trials, n);
     for (size_t i = 0; !status && i < n; i++)
-        status = add_answer(l, trials[i], &o, e);
+        status = add_answer(l, trials[i], &o, share ? share[i] : NULL, e);
     for (size_t i = 0; !status && i < n; i++)
         if (trials[i]->has_reward)
             run_on(&l->running, trials[i]->reward);
     l->groups += o.n > 1;
     l->equal_groups += o.n > 1 && o.equal;
     return status;
+}
+
+op_status op_lesson_add_group(op_lesson *l, const op_trial *const *trials, size_t n, op_error *e)
+{
+    return op_lesson_add_spread(l, trials, NULL, n, e);
 }
 
 /* ---- preferences and judgements ---- */

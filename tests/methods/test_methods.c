@@ -49,6 +49,61 @@ static void reward_even(op_trial *t)
     reward(t, is_even(t, 0));
 }
 
+/* Each alone, its last token's attention read as the model gives it. */
+static op_status look_at_shares(op_session *s, const op_stage *stage, op_error *err)
+{
+    answers a;
+    float *share[32] = {0}, all[256];
+    op_pass *pass;
+    op_model *m = op_session_subject(s)->model;
+    assert_int_equal(method_answers(s, stage, &a, err), OP_OK);
+    assert_true(a.n == 32 && a.n * (size_t)a.trials[0]->n_prompt > 1024); /* more than a batch */
+    assert_int_equal(method_attention(s, a.trials, a.n, share, err), OP_OK);
+    assert_int_equal(op_pass_new(&pass, m, err), OP_OK);
+    for (size_t i = 0; i < a.n; i++) {
+        const op_trial *t = a.trials[i];
+        int32_t n = t->n_prompt + t->n_response, ids[256];
+        memcpy(ids, t->prompt, (size_t)t->n_prompt * sizeof *ids);
+        memcpy(ids + t->n_prompt, t->response, (size_t)t->n_response * sizeof *ids);
+        const op_seq seq = {.length = n, .parent = -1, .adapter = -1};
+        assert_int_equal(op_model_forward(m, pass, &(op_batch){n, 1, ids, &seq}, &(op_how){0}, err), OP_OK);
+        assert_int_equal(op_model_attention(m, pass, n - 1, all, err), OP_OK);
+        double sum = 0, given = 0;
+        for (int32_t k = 0; k < t->n_response; k++) {
+            sum += (double)share[i][k];
+            given += (double)all[t->n_prompt + k];
+        }
+        assert_true(fabs(sum - t->n_response) < 1e-4);
+        for (int32_t k = 0; k < t->n_response; k++)
+            assert_true(fabs((double)share[i][k] - (double)all[t->n_prompt + k] / given * t->n_response) < 1e-4);
+        op_free(share[i]);
+    }
+    op_pass_free(pass);
+    method_answers_release(&a);
+    return OP_OK;
+}
+
+static void a_share_is_the_last_tokens_attention_to_a_token_of_the_answer_and_their_sum_is_the_answers_length(void **state)
+{
+    (void)state;
+    static const test_cue longer[] = {{.words = "They ask! In the case. They ask! In the case. They ask! In the case. They ask! In the case. They ask! In the case."}};
+    world_cues = longer;
+    world_n = 1;
+    world_teach = mark_even;
+    spy = look_at_shares;
+    assert_ok(run_stage("shares", "method: spy, rounds: 1, prompts: 8, group: 4, max_tokens: 6", &op_method_reward, NULL));
+}
+
+static void a_reward_that_is_spread_by_attention_is_learned(void **state)
+{
+    (void)state;
+    world_cues = one;
+    world_n = 1;
+    world_teach = reward_even;
+    run("spread", "method: marking, place: attention, rounds: 20, prompts: 8, group: 8, max_tokens: 2, lr: 2e-2");
+    assert_true(even_probability("spread") > even_probability("model") + 0.2);
+}
+
 static void every_kind_of_pair_and_each_loss_raises_the_better_answer(void **state)
 {
     (void)state;
@@ -453,6 +508,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_scalar_baseline_learns_the_reward_whatever_the_marks_say),
         cmocka_unit_test(marks_alone_raise_what_they_stand_on_and_more_where_they_were_put_than_shuffled),
+        cmocka_unit_test(a_share_is_the_last_tokens_attention_to_a_token_of_the_answer_and_their_sum_is_the_answers_length),
+        cmocka_unit_test(a_reward_that_is_spread_by_attention_is_learned),
         cmocka_unit_test(every_kind_of_pair_and_each_loss_raises_the_better_answer),
         cmocka_unit_test(a_term_of_no_weight_teaches_nothing),
         cmocka_unit_test(a_reference_is_the_words_and_the_end_token_and_its_sentences_are_its_steps),

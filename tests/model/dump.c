@@ -1,5 +1,6 @@
 /* dump MODEL IN.safetensors OUT.safetensors f32|bf16: what tests/model/oracle.py compares with PyTorch on a real model.
- * IN holds ids, lengths, weight as a fixture does; OUT gets logits, logp and the gradients under "grad:NAME". */
+ * IN holds ids, lengths, weight as a fixture does; OUT gets logits, logp, attention (what each token pays to those of its sequence in the
+ * last layer, [T, longest]) and the gradients under "grad:NAME". */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -32,12 +33,13 @@ int main(int argc, char **argv)
     int32_t T = (int32_t)ids->count, S = (int32_t)lengths->count, V = op_model_get_config(m)->vocab;
     float *slope = malloc((size_t)T * sizeof *slope), *logp = malloc((size_t)T * sizeof *logp), *logits = malloc((size_t)T * V * sizeof *logits);
     op_seq *seqs = calloc((size_t)S, sizeof *seqs);
-    int32_t *rows = malloc((size_t)T * sizeof *rows), at = 0;
+    int32_t *rows = malloc((size_t)T * sizeof *rows), at = 0, longest = 0;
     for (int32_t s = 0; s < S; s++) {
         int32_t n;
         memcpy(&n, (const char *)lengths->data + 4 * s, 4);
         seqs[s] = (op_seq){.start = at, .length = n, .parent = -1, .adapter = -1};
         at += n;
+        longest = n > longest ? n : longest;
     }
     memcpy(slope, w->data, (size_t)T * sizeof *slope);
     for (int32_t t = 0; t < T; t++) {
@@ -48,9 +50,12 @@ int main(int argc, char **argv)
     check(op_model_forward(m, p, &b, &(op_how){.keep = true}, &e), &e);
     check(op_model_logprobs(m, p, NULL, NULL, logp, &e), &e);
     check(op_model_logits(m, p, rows, T, logits, &e), &e);
+    float *attention = calloc((size_t)T * (size_t)longest, sizeof *attention);
+    for (int32_t t = 0; t < T; t++)
+        check(op_model_attention(m, p, t, attention + (size_t)t * (size_t)longest, &e), &e);
     check(op_model_backward(m, p, slope, &e), &e);
     op_params params = op_model_params(m);
-    op_tensor_out *out = calloc(params.n_table + 2, sizeof *out);
+    op_tensor_out *out = calloc(params.n_table + 3, sizeof *out);
     char (*names)[160] = calloc(params.n_table, sizeof *names);
     for (size_t i = 0; i < params.n_table; i++) {
         const op_param *x = &params.table[i];
@@ -60,12 +65,14 @@ int main(int argc, char **argv)
     }
     out[params.n_table] = (op_tensor_out){.name = "logp", .dtype = OP_F32, .rank = 1, .shape = {T}, .data = logp};
     out[params.n_table + 1] = (op_tensor_out){.name = "logits", .dtype = OP_F32, .rank = 2, .shape = {T, V}, .data = logits};
-    check(op_safetensors_write(argv[3], out, params.n_table + 2, NULL, 0, &e), &e);
+    out[params.n_table + 2] = (op_tensor_out){.name = "attention", .dtype = OP_F32, .rank = 2, .shape = {T, longest}, .data = attention};
+    check(op_safetensors_write(argv[3], out, params.n_table + 3, NULL, 0, &e), &e);
     op_pass_free(p);
     op_model_free(m);
     op_tensors_close(in);
     free(out);
     free(names);
+    free(attention);
     free(slope);
     free(logp);
     free(logits);

@@ -2,7 +2,8 @@
 """Makes tests/model/fixtures/: a tiny random model of each family, as transformers saves it, and what PyTorch computes with it.
 
 expected.safetensors holds: ids [T], lengths [S] (packed sequences), weight [T] (signed), logits [T, V] of each sequence by itself,
-logp [T], and for the loss -sum_t weight_t log p_t the gradient of every parameter, under its name with the prefix "grad:".
+logp [T], attention [T, 23]: what each token pays to the tokens of its sequence in the last layer (mean over the heads), and for the loss
+-sum_t weight_t log p_t the gradient of every parameter, under its name with the prefix "grad:".
 Needs torch, transformers, safetensors. Run from the repository's root; the files are committed, so the tests need none of that."""
 import json, pathlib, shutil, sys
 import torch
@@ -40,10 +41,12 @@ for name, make in models.items():
     lengths = [11, 1, 23, 6]
     ids = torch.randint(0, 61, (sum(lengths),))
     weight = torch.randn(len(ids)).round(decimals=2)
-    logits, logp, at, loss = [], [], 0, 0
+    logits, logp, attention, at, loss = [], [], [], 0, 0
     for n in lengths:
         x = ids[at:at + n]
-        y = model(x[None]).logits[0]
+        result = model(x[None], output_attentions=True)
+        y = result.logits[0]
+        attention.append(torch.nn.functional.pad(result.attentions[-1][0].mean(0), (0, max(lengths) - n)))
         lp = torch.zeros(n)
         if n > 1:
             picked = torch.log_softmax(y[:-1], -1).gather(1, x[1:, None])[:, 0]
@@ -54,7 +57,8 @@ for name, make in models.items():
         at += n
     loss.backward()
     expected = {"ids": ids.int(), "lengths": torch.tensor(lengths).int(), "weight": weight,
-                "logits": torch.cat(logits).detach().contiguous(), "logp": torch.cat(logp).detach().contiguous()}
+                "logits": torch.cat(logits).detach().contiguous(), "logp": torch.cat(logp).detach().contiguous(),
+                "attention": torch.cat(attention).detach().contiguous()}
     for n, p in model.named_parameters():
         expected["grad:" + n] = p.grad.contiguous()
     save_file(expected, out / "expected.safetensors")

@@ -271,6 +271,31 @@ static void grpo_dr_grpo_and_rloo_are_settings(void **state)
     assert_group(o, plain, 3 + 6, false); /* the two without an advantage are left out */
 }
 
+static void an_outcome_that_is_spread_earns_each_token_its_share_and_marks_stay_where_they_are(void **state)
+{
+    (void)state;
+    op_model *m = subject(OP_TRAIN_ADAPTER);
+    op_params p = op_model_params(m);
+    op_lesson *spread = lesson_of(op_lesson_defaults()), *known = lesson_of(op_lesson_defaults());
+    const float share[] = {2.5f, 0.25f, 0.25f, 1}, *shares[] = {share, NULL};
+    op_trial t[2] = {rewarded(1, 1), rewarded(0, 0)};
+    op_mark mark = {.start = 2, .end = 3, .value = -0.5};
+    t[0].marks = &mark;
+    t[0].n_marks = 1;
+    const op_trial *group[] = {&t[0], &t[1]};
+    const float first[] = {1.25f, 0.125f, 0.125f - 0.5f, 0.5f}, second[] = {-0.5f, -0.5f, -0.5f};
+    assert_ok(op_lesson_add_spread(spread, group, shares, 2, e));
+    assert_ok(op_lesson_add_advantages(known, &t[0], first, e));
+    assert_ok(op_lesson_add_advantages(known, &t[1], second, e));
+    float *a = gradient(spread, m, 2, NULL), *b = gradient(known, m, 2, NULL);
+    assert_memory_equal(a, b, p.n * sizeof *a);
+    free(a);
+    free(b);
+    op_lesson_free(spread);
+    op_lesson_free(known);
+    op_model_free(m);
+}
+
 static void marks_that_are_all_the_same_are_a_reward(void **state)
 {
     (void)state;
@@ -777,6 +802,7 @@ int main(void)
         cmocka_unit_test(imitation_of_everything_is_supervised_learning_bit_for_bit),
         cmocka_unit_test(unlikelihood_teaches_away_with_a_loss_that_has_a_bottom),
         cmocka_unit_test(grpo_dr_grpo_and_rloo_are_settings),
+        cmocka_unit_test(an_outcome_that_is_spread_earns_each_token_its_share_and_marks_stay_where_they_are),
         cmocka_unit_test(marks_that_are_all_the_same_are_a_reward),
         cmocka_unit_test(the_first_update_has_a_ratio_of_1_and_later_ones_are_measured_against_it),
         cmocka_unit_test(trials_of_an_older_policy_keep_their_log_probabilities),
