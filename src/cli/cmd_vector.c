@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <operant/file.h>
+#include <operant/jsonl.h>
 #include <operant/report.h>
 #include <operant/vector.h>
 
@@ -25,7 +27,7 @@ static const op_option table[] = {
      "vectors, with commas between them; each may name its scale: power.safetensors:-0.5,wealth.safetensors:-1. An adapter's directory will do too"},
     {"scale", OP_OPTION_FLOAT, AT(scale), "1", -1e6, 1e6, NULL, "add, combine: of the vectors that name none"},
     {"against", OP_OPTION_LIST, AT(against), NULL, 0, 0, NULL, "combine: make the sum orthogonal to these vectors"},
-    {"output", OP_OPTION_STRING, AT(output), NULL, 0, 0, NULL, "the vector's .safetensors to write; for add the directory of the new model"},
+    {"output", OP_OPTION_STRING, AT(output), NULL, 0, 0, NULL, "the vector's .safetensors to write; for add the directory of the new model; for info a .jsonl, one line of what was measured"},
     {"dtype", OP_OPTION_CHOICE, AT(dtype), "auto", 0, 0, "auto|f32|bf16|f16", "type of what is written; auto: vectors in f32, a model as its base, f32 where that is quantised"},
     {"layers", OP_OPTION_STRING, AT(layers), NULL, 0, 0, NULL, "only these layers: 0-7,12; unset: all, and what is outside the layers"},
     {"kinds", OP_OPTION_LIST, AT(kinds), NULL, 0, 0, NULL, "only tensors whose kind contains one of these words: mlp,q_proj"},
@@ -203,6 +205,16 @@ static void print_comparison(const json_t *j)
     print_matrix(j, "overlap", title, 100, "%.1f%%");
 }
 
+/* One line of JSON. */
+static op_status put_line(const json_t *j, const char *path, op_error *e)
+{
+    op_buf line;
+    op_buf_init(&line, 1 << 24);
+    op_status s = op_json_append(&line, j) ? op_error_set(e, OP_ERR_NOMEM, "out of memory for %s", path) : op_file_put(path, line.data, line.len, e);
+    op_buf_release(&line);
+    return s;
+}
+
 /* ---- actions ---- */
 
 static op_status written(const desk *d, op_status s)
@@ -240,6 +252,8 @@ static op_status info(desk *d, op_error *e)
 {
     json_t *j;
     op_status s = op_vector_info(d->paths[0], d->o->base, (int)d->o->singular, &d->how, &j, e);
+    if (!s && d->o->output)
+        s = put_line(j, d->o->output, e);
     if (!s && d->json)
         cli_print_json(j);
     else if (!s)

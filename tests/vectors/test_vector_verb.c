@@ -32,6 +32,10 @@ static void vectors_are_taken_measured_and_added(void **state)
     assert_shows("layer 2");
     assert_int_equal(call("info vector=p.safetensors singular=0 --json"), 0);
     assert_shows("\"concentration\"");
+    assert_int_equal(call("info p.safetensors singular=0 output=info.jsonl"), 0);
+    json_t *line = json_load_file(at("info.jsonl"), 0, NULL);
+    assert_true(json_number_value(json_object_get(line, "norm")) > 0);
+    json_decref(line);
     assert_int_equal(call("random p.safetensors output=r.safetensors seed=3"), 0);
     assert_int_equal(call("compare p.safetensors w.safetensors r.safetensors report=report.html"), 0);
     assert_shows("sign conflicts");
