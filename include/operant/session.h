@@ -107,7 +107,8 @@ op_status op_session_add_cue(op_session *s, op_cue *cue, const op_cue **out, op_
  * keeps one trial, with one id; what that one redid or who redid it holds for both. */
 int64_t op_session_number(const op_session *s, const op_trial *t);
 void op_session_is(op_session *s, const op_trial *t, int64_t number);
-/* What the method remembers from round to round: a JSON object, empty when the stage begins and kept in checkpoints. Borrowed; never NULL. */
+/* What the method remembers from round to round: a JSON object, empty when the stage begins and kept in checkpoints. Borrowed; never NULL. A value that an
+ * earlier round put there is replaced or removed, not changed in place: a round that is interrupted is done again from what was there when it began. */
 json_t *op_session_memory(op_session *s);
 uint64_t op_session_random(op_session *s, uint64_t purpose); /* fixed by seed, round and the number of calls in it */
 
@@ -145,7 +146,7 @@ extern const op_option op_stage_table[];
 bool op_is_protocol(const char *path);
 
 /* Runs a protocol file to its end; `overrides` are n "key=value" for its top level. The result lies in output_dir as with op_sft_run, beside it
- * results.json (figures of every stage) and trials.db. Stopped by `stop`: OP_ERR_INTERRUPTED, and the same call goes on. */
+ * results.json (figures of every stage; transcripts: the answers of the last stage with the highest and the lowest rewards) and trials.db. Stopped by `stop`: OP_ERR_INTERRUPTED, and the same call goes on. */
 op_status op_session_run(const char *protocol, const op_session_kit *kit, const char *const *overrides, size_t n_overrides, const op_session_callbacks *c,
                          op_session_result *result, op_error *e);
 

@@ -91,4 +91,11 @@ double op_session_success(const op_session *s, int64_t over);
 /* Forgets the round's trials and cues. */
 void op_session_clear_round(op_session *s);
 
+/* ---- transcripts.c ---- */
+
+/* *shown: the two trials with the highest scores of the stage so far and the two with the lowest, of equal ones the latest; takes those of this round into
+ * account. A new array in place of the old one: {title, score, prompt, response, note?} in the order in which they were sampled. Fails only with
+ * OP_ERR_NOMEM, and then leaves *shown as it was. */
+op_status op_transcripts_choose(const op_session *s, json_t **shown, op_error *e);
+
 #endif

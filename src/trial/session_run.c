@@ -21,6 +21,7 @@ typedef struct run {
     const op_session_kit *kit;
     op_session_result *result;
     json_t *identity, *figures; /* figures: of every finished stage */
+    json_t *shown;              /* transcripts of the stage, replaced in every round */
     const char *path;           /* of the protocol file */
     char *dir, *checkpoints, run_id[65];
     json_t *begun;              /* what a resume needs, as it was when this round began; NULL: nobody can interrupt one */
@@ -166,11 +167,11 @@ static op_status save_extra(run *r, json_t **out, op_error *e)
     op_status status = op_reinforce_save(s->schedule, &schedule, e);
     if (!status && s->teacher && s->teacher->save)
         status = s->teacher->save(s->teacher, &teacher, e);
-    *out = status ? NULL : json_pack("{sI sI sI sI sI sI sI so so so* sf sI sO so}", "stage", (json_int_t)s->stage_at, "stage_round", (json_int_t)s->stage_round,
+    *out = status ? NULL : json_pack("{sI sI sI sI sI sI sI so so so* sf sI sO sO so}", "stage", (json_int_t)s->stage_at, "stage_round", (json_int_t)s->stage_round,
                                      "stage_trials", (json_int_t)s->stage_trials, "stage_tokens", (json_int_t)s->stage_tokens, "trials", (json_int_t)s->trials,
                                      "cues", (json_int_t)s->cues_drawn, "told", (json_int_t)s->n_successes, "successes", successes_json(s), "schedule",
                                      schedule, "teacher", teacher, "baseline", baseline.mean, "baseline_count", (json_int_t)baseline.count, "figures",
-                                     r->figures, "memory", json_deep_copy(s->memory));
+                                     r->figures, "transcripts", r->shown, "memory", json_copy(s->memory)); /* what lies in the memory is never changed in place */
     if (status)
         json_decref(schedule);
     return status || *out ? status : no_memory(e);
@@ -218,6 +219,11 @@ static op_status load_extra(run *r, json_t *x, op_error *e)
         return op_error_set(e, OP_ERR_FORMAT, "%s: what it holds of the stage is damaged", name);
     for (size_t i = 0; i < n; i++)
         s->successes[(s->n_successes - (int64_t)n + (int64_t)i) % OP_SESSION_WINDOW] = told[i] == '1';
+    json_t *shown = json_object_get(x, "transcripts");
+    if (json_is_array(shown)) { /* checkpoints of the version before have none */
+        json_decref(r->shown);
+        r->shown = json_incref(shown);
+    }
     json_decref(r->figures);
     json_decref(s->memory);
     r->figures = json_deep_copy(json_object_get(x, "figures"));
@@ -339,6 +345,8 @@ static op_status do_round(run *r, op_error *e)
     p.reward = mean_reward(s);
     if (!status)
         status = learn(r, &p, e);
+    if (!status)
+        status = op_transcripts_choose(s, &r->shown, e);
     double model = s->model_seconds;
     op_session_clear_round(s);
     if (status == OP_ERR_INTERRUPTED && r->begun) { /* in the middle: a resume does this round again */
@@ -381,6 +389,12 @@ static op_status finish_stage(run *r, op_error *e)
     s->stage_at++;
     s->stage_round = s->stage_trials = s->stage_tokens = s->n_successes = 0;
     s->cues_drawn = 0;
+    if (s->stage_at < r->protocol.n) {
+        json_decref(r->shown);
+        r->shown = json_array();
+        if (!r->shown)
+            return no_memory(e);
+    }
     return s->stage_at < r->protocol.n ? open_stage(r, e) : OP_OK;
 }
 
@@ -413,8 +427,8 @@ static op_status run_stages(run *r, op_error *e)
 static op_status write_results(run *r, op_error *e)
 {
     char *path = op_path_join(r->protocol.o.trainee.output_dir, "results.json");
-    json_t *root = json_pack("{ss ss sI sI sI sO}", "model", r->protocol.o.trainee.model, "protocol_hash", r->protocol.hash, "rounds", (json_int_t)r->s.round,
-                             "trials", (json_int_t)r->s.trials, "tokens", (json_int_t)r->s.tokens, "stages", r->figures);
+    json_t *root = json_pack("{ss ss sI sI sI sO sO}", "model", r->protocol.o.trainee.model, "protocol_hash", r->protocol.hash, "rounds", (json_int_t)r->s.round,
+                             "trials", (json_int_t)r->s.trials, "tokens", (json_int_t)r->s.tokens, "stages", r->figures, "transcripts", r->shown);
     op_status status = path && root ? op_json_write(path, root, e) : no_memory(e);
     json_decref(root);
     op_free(path);
@@ -580,9 +594,10 @@ static op_status begin(run *r, op_error *e)
     op_learner_options learning = op_trainee_learner(o);
     learning.objective = op_objective_weighted();
     r->figures = json_array();
+    r->shown = json_array();
     r->checkpoints = op_path_join(o->output_dir, "checkpoints");
     s->seed = (uint64_t)o->seed;
-    op_status status = r->figures && r->checkpoints ? op_trainee_open(&s->subject, o, e) : no_memory(e);
+    op_status status = r->figures && r->shown && r->checkpoints ? op_trainee_open(&s->subject, o, e) : no_memory(e);
     s->subject.adapter = o->method == OP_METHOD_LORA ? 0 : -1;
     s->room = (op_classroom){.chat = &s->subject.chat, .model = s->subject.model, .dir = r->dir, .seed = s->seed, .more = r->kit->teachers};
     if (!status)
@@ -617,6 +632,7 @@ static void end(run *r)
     op_subject_close(&s->subject);
     json_decref(r->identity);
     json_decref(r->figures);
+    json_decref(r->shown);
     json_decref(r->begun);
     op_free(r->dir);
     op_free(r->checkpoints);

@@ -200,6 +200,7 @@ static void assert_same_end(const char *a, const char *b)
         } else {
             json_t *one = parse(x), *two = parse(y);
             assert_true(json_equal(json_object_get(one, "stages"), json_object_get(two, "stages")));
+            assert_true(json_equal(json_object_get(one, "transcripts"), json_object_get(two, "transcripts")));
             json_decref(one);
             json_decref(two);
         }
@@ -233,6 +234,43 @@ static void assert_metrics_are_whole(const char *out, int rounds)
     op_free(text);
 }
 
+/* Of the last stage's rounds, the eleventh to the fifteenth, two with the highest rewards and two with the lowest, or with the mean of the marks. */
+static void assert_transcripts_are_the_extremes(const json_t *shown, const trials *all)
+{
+    double scores[64], low = INFINITY, high = -INFINITY;
+    size_t n = 0, i;
+    json_t *t;
+    for (size_t k = all->n - 30; k < all->n; k++) {
+        const op_trial *x = &all->x[k];
+        double sum = 0;
+        for (int32_t m = 0; m < x->n_marks; m++)
+            sum += x->marks[m].value * (x->marks[m].end - x->marks[m].start);
+        if (x->has_reward || x->n_marks)
+            scores[n++] = x->has_reward ? x->reward : sum / x->n_response;
+    }
+    assert_true(n > 8);
+    for (size_t k = 0; k < n; k++) {
+        low = fmin(low, scores[k]);
+        high = fmax(high, scores[k]);
+    }
+    assert_int_equal(json_array_size(shown), 4);
+    int lowest = 0, highest = 0;
+    json_array_foreach((json_t *)shown, i, t) {
+        double score = json_number_value(json_object_get(t, "score"));
+        int above = 0, below = 0;
+        for (size_t k = 0; k < n; k++) {
+            above += scores[k] > score + 1e-12;
+            below += scores[k] < score - 1e-12;
+        }
+        assert_true(above < 2 || below < 2);
+        lowest += fabs(score - low) < 1e-12;
+        highest += fabs(score - high) < 1e-12;
+        assert_int_equal(strncmp(json_string_value(json_object_get(t, "title")), "clicks, round ", 14), 0);
+        assert_true(json_is_string(json_object_get(t, "prompt")) && json_is_string(json_object_get(t, "response")));
+    }
+    assert_true(lowest && highest);
+}
+
 /* ---- running ---- */
 
 static void a_protocol_of_three_stages_leaves_model_results_metrics_trials_and_itself(void **state)
@@ -249,8 +287,9 @@ static void a_protocol_of_three_stages_leaves_model_results_metrics_trials_and_i
     assert_int_equal(json_array_size(stages), 3);
     assert_string_equal(json_string_value(json_object_get(json_array_get(stages, 1), "name")), "again");
     assert_int_equal(json_integer_value(json_object_get(results, "trials")), r.trials);
-    json_decref(results);
     trials all = stored("whole");
+    assert_transcripts_are_the_extremes(json_object_get(results, "transcripts"), &all);
+    json_decref(results);
     assert_int_equal(all.n, r.trials);
     int redos = 0, jackpots = 0, probes = 0, clicks = 0;
     for (size_t i = 0; i < all.n; i++) {
@@ -357,9 +396,17 @@ static op_status interrupted_round(op_session *s, const op_stage *stage, op_erro
     op_cue *const *cues;
     op_trial **list;
     size_t n;
-    json_t *memory = op_session_memory(s);
+    json_t *memory = op_session_memory(s), *kept = json_array();
     json_int_t rounds = json_integer_value(json_object_get(memory, "rounds")) + 1;
+    char now[32], then[32];
+    snprintf(now, sizeof now, "kept by %d", (int)rounds);
+    snprintf(then, sizeof then, "kept by %d", (int)rounds - 1);
+    if (json_object_get(memory, now) || json_array_size(json_object_get(memory, then)) != (rounds > 1))
+        return op_error_set(err, OP_ERR_ARG, "the memory is not what it was");
     json_object_set_new(memory, "rounds", json_integer(rounds));
+    json_object_set_new(memory, now, kept);
+    json_array_append_new(kept, json_integer(rounds));
+    json_object_del(memory, then);
     op_status status = op_session_cues(s, &cues, &n, err);
     stopping->flag = rounds == 3 && stopping->inside;
     if (!status)
@@ -465,6 +512,92 @@ static void a_response_whose_text_has_other_tokens_is_stored_and_learned_as_it_w
     op_tokens_release(&again);
     op_free(text);
     op_trial_release(&first_sampled);
+}
+
+/* ---- transcripts ---- */
+
+enum { TOLD = 6 };
+
+/* A session in the middle of a round: trials that each say one byte, with these rewards (NAN: none). */
+static op_session told(const double *rewards)
+{
+    static op_stage stage = {.name = (char *)(uintptr_t)"talk"};
+    op_session s = {.stage = &stage, .stage_round = 6, .subject.chat.tokenizer = tokenizer, .entries = calloc(TOLD, sizeof(op_entry)), .n_entries = TOLD};
+    for (int i = 0; i < TOLD; i++) {
+        op_trial *t = calloc(1, sizeof *t);
+        op_trial_init(t);
+        t->prompt = op_alloc_array(1, sizeof *t->prompt);
+        t->response = op_alloc_array(2, sizeof *t->response);
+        t->logprobs = op_alloc_zero(2, sizeof *t->logprobs);
+        t->prompt[0] = token_of("?", 1);
+        t->response[0] = token_of(&"abcdef"[i], 1);
+        t->response[1] = token_of("!", 1);
+        t->n_prompt = 1;
+        t->n_response = 2;
+        t->has_reward = !isnan(rewards[i]);
+        t->reward = t->has_reward ? rewards[i] : 0;
+        s.entries[i] = (op_entry){.trial = t, .parent = i == 5 ? 0 : SIZE_MAX};
+    }
+    return s;
+}
+
+static void told_free(op_session *s)
+{
+    for (int i = 0; i < TOLD; i++) {
+        op_trial_release(s->entries[i].trial);
+        free(s->entries[i].trial);
+    }
+    free(s->entries);
+}
+
+static void assert_told(const json_t *shown, const char *first_letters)
+{
+    size_t i;
+    json_t *t;
+    char found[16] = "";
+    json_array_foreach((json_t *)shown, i, t)
+        strncat(found, json_string_value(json_object_get(t, "response")), 1);
+    assert_string_equal(found, first_letters);
+}
+
+static op_session telling;
+static json_t *told_so_far;
+
+static op_status choose_transcripts(void *ctx)
+{
+    (void)ctx;
+    const json_t *before = told_so_far;
+    op_status s = op_transcripts_choose(&telling, &told_so_far, e);
+    assert_true(!s || told_so_far == before);
+    return s;
+}
+
+static void transcripts_are_two_of_the_best_and_two_of_the_worst_and_of_equals_the_latest(void **state)
+{
+    (void)state;
+    json_t *shown = json_array();
+    op_session s = told((const double[]){1, 0, 1, 0.5, 1, 0});
+    assert_ok(op_transcripts_choose(&s, &shown, e));
+    assert_told(shown, "bcef");
+    const json_t *last = json_array_get(shown, 3);
+    assert_string_equal(json_string_value(json_object_get(last, "title")), "talk, round 7");
+    assert_string_equal(json_string_value(json_object_get(last, "prompt")), "?");
+    assert_string_equal(json_string_value(json_object_get(last, "response")), "f!");
+    assert_string_equal(json_string_value(json_object_get(last, "note")), "done again from token 0");
+    assert_null(json_object_get(json_array_get(shown, 0), "note"));
+    told_free(&s);
+    s = told((const double[]){NAN, 0.5, NAN, NAN, -1, NAN}); /* what nobody rewarded is not shown, unless it was marked */
+    assert_ok(op_trial_add_mark(s.entries[2].trial, 0, 1, -1, "me", NULL, e));
+    assert_ok(op_trial_add_mark(s.entries[2].trial, 1, 2, -0.5, "me", NULL, e));
+    telling = s;
+    told_so_far = shown;
+    fail_every_allocation(choose_transcripts, NULL);
+    shown = told_so_far;
+    assert_told(shown, "cece"); /* the best of the first round, then what was worse than all of it */
+    assert_string_equal(json_string_value(json_object_get(json_array_get(shown, 2), "note")), "marked: [-c-][-!-]");
+    assert_float_equal(json_number_value(json_object_get(json_array_get(shown, 2), "score")), -0.75, 0);
+    told_free(&s);
+    json_decref(shown);
 }
 
 /* ---- what a teacher may not say ---- */
@@ -749,6 +882,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(ctrl_c_leaves_a_run_that_goes_on_to_the_same_end),
         cmocka_unit_test(ctrl_c_in_the_middle_of_a_round_loses_that_round_only),
         cmocka_unit_test(a_response_whose_text_has_other_tokens_is_stored_and_learned_as_it_was_sampled),
+        cmocka_unit_test(transcripts_are_two_of_the_best_and_two_of_the_worst_and_of_equals_the_latest),
         cmocka_unit_test(feedback_that_does_not_fit_the_response_is_an_error_that_names_the_trial),
         cmocka_unit_test(a_schedule_that_thins_the_reward_leaves_the_marks),
         cmocka_unit_test(an_answer_is_over_where_the_end_is_placed_and_an_opinion_does_not_wait_for_a_schedule),
