@@ -23,7 +23,7 @@ typedef struct cli_command {
     const op_option *shown; /* what --help shows instead of the table; NULL: the table */
 } cli_command;
 
-extern const cli_command cli_assay, cli_bench, cli_chamber, cli_chat, cli_env, cli_export, cli_generate, cli_inspect, cli_lab, cli_merge, cli_preprocess, cli_score, cli_teach, cli_train, cli_trials, cli_vector;
+extern const cli_command cli_assay, cli_bench, cli_chamber, cli_chat, cli_env, cli_export, cli_generate, cli_inspect, cli_lab, cli_merge, cli_preprocess, cli_reverse, cli_score, cli_teach, cli_train, cli_trials, cli_vector;
 
 /* ---- arguments: --config FILE, key=value, --key value, --json, --help, and words that are none of these ---- */
 typedef struct cli_args {

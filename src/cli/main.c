@@ -7,7 +7,7 @@
 
 #include "cli/cli.h"
 
-static const cli_command *const commands[] = {&cli_train, &cli_teach, &cli_chat, &cli_assay, &cli_trials, &cli_chamber, &cli_lab, &cli_vector, &cli_generate, &cli_score, &cli_preprocess, &cli_export, &cli_merge,
+static const cli_command *const commands[] = {&cli_train, &cli_teach, &cli_chat, &cli_assay, &cli_trials, &cli_chamber, &cli_lab, &cli_vector, &cli_generate, &cli_score, &cli_preprocess, &cli_export, &cli_merge, &cli_reverse,
                                               &cli_inspect, &cli_env, &cli_bench};
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
 
