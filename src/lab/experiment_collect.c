@@ -211,16 +211,40 @@ static op_status add_dir(json_t *figures, const char *dir, json_t **transcripts,
     return status ? status : ok ? add_metrics(figures, dir, e) : no_memory(e);
 }
 
+/* add_dir; transcripts that are there take the place of those before. */
+static op_status add_dir_told(json_t *figures, const char *dir, json_t **transcripts, op_error *e)
+{
+    json_t *told = NULL;
+    op_status status = add_dir(figures, dir, &told, e);
+    if (!json_array_size(told)) {
+        json_decref(told);
+        return status;
+    }
+    json_decref(*transcripts);
+    *transcripts = told;
+    return status;
+}
+
 /* What an earlier command left goes under the name of its directory. */
-static op_status add_earlier(json_t *figures, const char *dir, op_error *e)
+static op_status add_earlier(json_t *figures, const char *dir, json_t **transcripts, op_error *e)
 {
     const char *slash = strrchr(dir, '/');
     json_t *inside = json_object();
-    op_status status = inside ? add_dir(inside, dir, NULL, e) : no_memory(e);
+    op_status status = inside ? add_dir_told(inside, dir, transcripts, e) : no_memory(e);
     if (!status && json_object_size(inside) && json_object_set(figures, slash ? slash + 1 : dir, inside))
         status = no_memory(e);
     json_decref(inside);
     return status;
+}
+
+/* The lines of a command's output=PATH/NAME.jsonl go under NAME, and the last command's under "output" too. */
+static op_status add_output(json_t *figures, const char *file, op_error *e)
+{
+    const char *slash = strrchr(file, '/'), *base = slash ? slash + 1 : file;
+    char name[256];
+    snprintf(name, sizeof name, "%.*s", (int)(strlen(base) - strlen(".jsonl")), base);
+    op_status status = add_lines_of(figures, name, file, e);
+    return status || !json_object_set(figures, "output", json_object_get(figures, name)) ? status : no_memory(e);
 }
 
 static const char *last_dir(const json_t *commands, const char *cell)
@@ -238,13 +262,13 @@ static op_status add_all(json_t *figures, const json_t *commands, const char *ce
     json_array_foreach((json_t *)commands, i, command) {
         const char *dir = word_of(command, "output_dir"), *file = word_of(command, "output");
         if (!status && dir && strcmp(dir, last) != 0)
-            status = add_earlier(figures, dir, e);
+            status = add_earlier(figures, dir, transcripts, e);
         size_t n = file ? strlen(file) : 0;
         if (!status && n > 6 && !strcmp(file + n - 6, ".jsonl") && op_path_exists(file))
-            status = add_lines_of(figures, "output", file, e);
+            status = add_output(figures, file, e);
     }
     if (!status)
-        status = add_dir(figures, last, transcripts, e);
+        status = add_dir_told(figures, last, transcripts, e);
     return status || json_object_size(figures)
                ? status : op_error_set(e, OP_ERR_FORMAT, "%s/results.json: expected the figures of the cell's last command, found none", last);
 }

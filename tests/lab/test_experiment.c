@@ -574,7 +574,7 @@ static void figures_come_from_results_and_from_lines_of_numbers(void **state)
     snprintf(dir, sizeof dir, "output_dir=%s", in_dir("earlier"));
     json_t *commands = json_pack("[[ss] [ss]]", "operant", dir, "operant", "x");
     assert_ok(op_dir_make(in_dir("earlier"), e));
-    put_file("earlier/results.json", "{\"x\":3}");
+    put_file("earlier/results.json", "{\"x\":3,\"transcripts\":[{\"response\":\"early\"}]}");
     put_file("earlier/rates.json", "{\"habits\":[{\"name\":\"lies\",\"rate\":0.5}]}");
     snprintf(dir, sizeof dir, "output_dir=%s", lab_dir);
     snprintf(output, sizeof output, "output=%s", in_dir("o.jsonl"));
@@ -592,6 +592,8 @@ static void figures_come_from_results_and_from_lines_of_numbers(void **state)
     assert_true(op_view_number(cell, "figures.earlier.rates.habits.lies.rate") == 0.5);
     assert_true(op_view_number(cell, "figures.output.n.mean") == 5);
     assert_true(op_view_number(cell, "figures.output.lines") == 2);
+    assert_true(op_view_number(cell, "figures.o.n.mean") == 5);
+    assert_int_equal(json_array_size(op_view(cell, "transcripts")), 1); /* the last command left none of its own */
     json_decref(cell);
     /* long lists and texts are for reading, not for reports; of many transcripts the best, the worst and the first stay */
     char *long_text = op_alloc_zero(5001, 1);
