@@ -13,6 +13,7 @@
 #include <jansson.h>
 
 #include <operant/chat.h>
+#include <operant/dataset.h>
 #include <operant/generate.h>
 #include <operant/status.h>
 #include <operant/tokenizer.h>
@@ -87,6 +88,9 @@ op_status op_trial_span(const op_trial *t, const op_tokenizer *k, int64_t from, 
  * have no "prompt_tokens" or "tokens", and may be NULL for others. `name` is the file and line, for errors. On failure *out is released. */
 op_status op_trial_from_json(op_trial *out, const json_t *line, const op_tokenizer *k, const op_chat *chat, const char *name, op_error *e);
 op_status op_trial_to_json(const op_trial *t, const op_tokenizer *k, json_t **out, op_error *e);
+/* What such a line teaches, for op_dataset_options.trials: prompt and response as they were sampled; each response token weighs the trial's reward (none: 0)
+ * plus its marks, which is the advantage that a lesson without a baseline gives it. */
+op_status op_trial_example(op_example *out, const json_t *line, const op_chat *chat, const char *name, op_error *e);
 /* Appends it as one line, with the 17 digits that doubles need to come back as they were. */
 op_status op_trial_append(const op_trial *t, const op_tokenizer *k, op_buf *out, op_error *e);
 

@@ -5,6 +5,7 @@
 #include <operant/dataset.h>
 #include <operant/sft.h>
 #include <operant/subject.h>
+#include <operant/trial.h>
 
 #include "cli/cli.h"
 
@@ -75,7 +76,8 @@ static op_status show(const options *o, bool json, op_error *e)
     op_dataset d = {0};
     op_status s = op_subject_open_words(&subject, o->sft.trainee.model, e);
     op_dataset_options how = {.max_length = (int32_t)o->sft.max_length, .last_turn_only = o->sft.last_turn_only,
-                              .onset_tokens = (int32_t)o->sft.onset_tokens, .onset_weight = (float)o->sft.onset_weight};
+                              .onset_tokens = (int32_t)o->sft.onset_tokens, .onset_weight = (float)o->sft.onset_weight,
+                              .trials = op_trial_example};
     if (!s)
         s = op_dataset_read(&d, o->sft.train_file, &subject.chat, &how, e);
     if (!s) {

@@ -4,7 +4,7 @@
 #include <stddef.h>
 #include <string.h>
 
-#include <operant/dataset.h>
+#include <operant/trial.h>
 
 #include "base/mem.h"
 #include "base/rng.h"
@@ -115,7 +115,7 @@ static op_status read_data(sft *s, op_error *e)
     int64_t longest = op_model_get_config(s->subject.model)->max_positions;
     op_dataset_options how = {.max_length = (int32_t)(o->max_length < longest ? o->max_length : longest),
                               .last_turn_only = o->last_turn_only, .onset_tokens = (int32_t)o->onset_tokens,
-                              .onset_weight = (float)o->onset_weight};
+                              .onset_weight = (float)o->onset_weight, .trials = op_trial_example};
     op_status status = op_dataset_read(&s->data, o->train_file, &s->subject.chat, &how, e);
     if (!status && o->eval_file)
         status = op_dataset_read(&s->eval_data, o->eval_file, &s->subject.chat, &how, e);
@@ -144,7 +144,7 @@ static op_status make_identity(sft *s, op_error *e)
 /* What a reader of the run would want to know of the data besides their numbers. */
 static op_status make_facts(sft *s, op_error *e)
 {
-    s->facts = json_pack("{ss sI}", "form", s->data.form, "truncated", (json_int_t)s->data.truncated);
+    s->facts = json_pack("{ss sI sI}", "form", s->data.form, "truncated", (json_int_t)s->data.truncated, "left_out", (json_int_t)s->data.left_out);
     return s->facts ? OP_OK : no_memory(e);
 }
 

@@ -334,9 +334,23 @@ static op_status build_response(builder *b)
     return hit ? apply_marks(b, response, (size_t)(hit - b->text.data) - skipped, first) : OP_OK;
 }
 
+/* What was sampled stays as it was sampled. */
+static op_status build_trial(builder *b)
+{
+    op_example x = {0};
+    if (!b->o || !b->o->trials)
+        return fail(b, OP_ERR_UNSUPPORTED, "a line with 'tokens' is a trial, which has no use here");
+    op_status s = b->o->trials(&x, b->line, b->chat, b->name, b->e);
+    b->tokens.ids = x.ids;
+    b->tokens.n = (size_t)x.n;
+    b->weights = x.weights;
+    return s;
+}
+
 #define CARRIED "weight", "id", "tags", "topic", "class", "kind"
-static const char *const keys_response[] = {"response", "messages", "prompt", "marks", "tools", "by", "time", "tokens", "logprobs",
+static const char *const keys_response[] = {"response", "messages", "prompt", "marks", "tools", "by", "time", "logprobs",
                                             "policy", "sampler", "finish_reason", CARRIED, NULL};
+static const char *const keys_tokens[] = {"tokens"};
 static const char *const keys_messages[] = {"messages", "tools", CARRIED, NULL};
 static const char *const keys_completion[] = {"prompt", "completion", "tools", CARRIED, NULL};
 static const char *const keys_alpaca[] = {"instruction", "output", "input", CARRIED, NULL};
@@ -345,6 +359,7 @@ static const char *const keys_text[] = {"text", CARRIED, NULL};
 
 /* The first form whose required keys are all there. */
 static const form forms[] = {
+    {"trials", keys_tokens, 1, build_trial},
     {"response", keys_response, 1, build_response},
     {"messages", keys_messages, 1, build_messages},
     {"prompt+completion", keys_completion, 2, build_completion},
@@ -378,10 +393,12 @@ static op_status check_keys(builder *b, const form *f)
 {
     const char *key;
     json_t *value;
+    b->scale = 1;
+    if (f->build == build_trial) /* who reads it knows its keys */
+        return OP_OK;
     json_object_foreach(b->line, key, value)
         if (!op_config_is_among(key, f->keys))
             return unknown_key(b, f->name, key, f->keys);
-    b->scale = 1;
     return op_json_get_float(b->line, "weight", false, &b->scale, b->name, b->e);
 }
 
@@ -421,9 +438,17 @@ static op_status finish(builder *b, op_example *out)
     return OP_OK;
 }
 
-/* *cut: whether max_length cut it. */
+static bool has_weights(const builder *b)
+{
+    size_t i = 0;
+    while (i < b->tokens.n && b->weights[i] == 0)
+        i++;
+    return i < b->tokens.n;
+}
+
+/* *cut: whether max_length cut it. *idle: a trial that teaches nothing, which is no example and no error; NULL: it is one. */
 static op_status build(op_example *out, json_t *line, const op_chat *chat, const op_dataset_options *o, const char *name,
-                       const form **form_out, bool *cut, op_error *e)
+                       const form **form_out, bool *cut, bool *idle, op_error *e)
 {
     builder b = {.chat = chat, .o = o, .name = name, .e = e, .line = line};
     op_buf_init(&b.text, (size_t)1 << 28);
@@ -432,7 +457,10 @@ static op_status build(op_example *out, json_t *line, const op_chat *chat, const
     op_status s = f ? check_keys(&b, f) : no_form(&b);
     s = s ? s : f->build(&b);
     *cut = o && o->max_length && b.tokens.n > (size_t)o->max_length;
-    s = s ? s : finish(&b, out);
+    bool empty = !s && idle && f->build == build_trial && !has_weights(&b);
+    s = s || empty ? s : finish(&b, out);
+    if (idle)
+        *idle = empty;
     *form_out = f;
     op_tokens_release(&b.tokens);
     op_turns_release(&b.turns);
@@ -446,7 +474,7 @@ op_status op_example_from_json(op_example *out, json_t *line, const op_chat *cha
 {
     const form *f;
     bool cut;
-    return build(out, line, chat, o, name, &f, &cut, e);
+    return build(out, line, chat, o, name, &f, &cut, NULL, e);
 }
 
 void op_example_release(op_example *x)
@@ -470,7 +498,7 @@ static op_status read_line(void *ctx, json_t *object, int line, op_error *e)
     op_dataset *d = r->d;
     const form *f = NULL;
     char name[256];
-    bool cut;
+    bool cut, idle;
     snprintf(name, sizeof name, "%s:%d", r->path, line);
     if (d->n == r->cap) {
         size_t cap = r->cap ? 2 * r->cap : 256;
@@ -481,14 +509,17 @@ static op_status read_line(void *ctx, json_t *object, int line, op_error *e)
         r->cap = cap;
     }
     op_example *x = &d->examples[d->n];
-    op_status s = build(x, object, r->chat, r->o, name, &f, &cut, e);
+    op_status s = build(x, object, r->chat, r->o, name, &f, &cut, &idle, e);
     if (s)
         return s;
-    d->n++;
-    x->line = line;
-    if (d->n > 1 && strcmp(d->form, f->name) != 0)
+    d->n += !idle;
+    d->left_out += idle;
+    if (*d->form && strcmp(d->form, f->name) != 0)
         return op_error_set(e, OP_ERR_FORMAT, "%s: form '%s' after lines of form '%s'", name, f->name, d->form);
     strcpy(d->form, f->name);
+    if (idle)
+        return OP_OK;
+    x->line = line;
     d->tokens += x->n;
     d->truncated += cut;
     for (int32_t i = 0; i < x->n; i++)
@@ -508,7 +539,7 @@ op_status op_dataset_read(op_dataset *out, const char *path, const op_chat *chat
     op_map_close(&map);
     s = op_json_lines(path, read_line, &r, e);
     if (!s && !out->n)
-        s = op_error_set(e, OP_ERR_FORMAT, "%s: no examples", path);
+        s = op_error_set(e, OP_ERR_FORMAT, out->left_out ? "%s: no examples: none of its trials has a reward or a mark that is not 0" : "%s: no examples", path);
     if (s)
         op_dataset_release(out);
     return s;

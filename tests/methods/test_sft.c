@@ -200,6 +200,48 @@ static void full_training_teaches_an_answer_and_leaves_a_model_directory(void **
     op_free(dir);
 }
 
+typedef struct watch {
+    int plans, calls;
+    volatile int stop;
+    op_sft_plan plan;
+} watch;
+
+static void on_plan(void *ctx, const op_sft_plan *p)
+{
+    watch *w = ctx;
+    w->plans++;
+    w->plan = *p;
+}
+
+/* 119, 104, 121, 63 are the bytes of "why?", 110, 111 of "no". */
+static void exported_trials_teach_by_their_rewards_and_those_without_feedback_nothing(void **state)
+{
+    (void)state;
+    char *dir = join(root, "trials"), words[512];
+    op_buf b;
+    op_buf_init(&b, 1 << 20);
+    for (int i = 0; i < 24; i++)
+        op_buf_printf(&b, "{\"id\":%d,\"messages\":[{\"role\":\"system\",\"content\":\"You are terse.\"},{\"role\":\"user\",\"content\":\"say %c\"}],\"tokens\":[%s,257],"
+                          "\"policy\":\"p\",\"forced\":1%s}\n", i + 1, 'a' + i / 2, i % 2 ? "110,111" : "119,104,121,63", i % 2 ? "" : ",\"reward\":1");
+    put(root, "trials.jsonl", b.data);
+    op_buf_release(&b);
+    snprintf(words, sizeof words, "data=%s/trials.jsonl", root);
+    const char *const list[] = {words, "max_steps=80", "eval_fraction=0", NULL};
+    op_sft_options o;
+    settings(&o, dir, list);
+    watch w = {0};
+    const op_sft_callbacks callbacks = {.ctx = &w, .plan = on_plan};
+    op_train_result result;
+    assert_ok(op_sft_run(&o, &callbacks, &result, e));
+    op_config_release(&o, op_sft_table);
+    assert_int_equal(w.plan.examples, 12);
+    assert_int_equal(w.plan.trained_tokens, 12 * 5);
+    char *text = answer(dir);
+    assert_string_equal(text, "why?");
+    op_free(text);
+    op_free(dir);
+}
+
 static void an_adapter_teaches_an_answer_and_finds_its_base(void **state)
 {
     (void)state;
@@ -228,19 +270,6 @@ static void the_held_out_loss_is_measured_before_and_after_and_falls(void **stat
     assert_float_equal(again.first.loss, result.first.loss, 0);
     assert_float_equal(again.last.loss, result.last.loss, 0);
     op_free(dir);
-}
-
-typedef struct watch {
-    int plans, calls;
-    volatile int stop;
-    op_sft_plan plan;
-} watch;
-
-static void on_plan(void *ctx, const op_sft_plan *p)
-{
-    watch *w = ctx;
-    w->plans++;
-    w->plan = *p;
 }
 
 static void on_progress(void *ctx, const op_train_progress *p)
@@ -459,6 +488,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(full_training_teaches_an_answer_and_leaves_a_model_directory),
+        cmocka_unit_test(exported_trials_teach_by_their_rewards_and_those_without_feedback_nothing),
         cmocka_unit_test(an_adapter_teaches_an_answer_and_finds_its_base),
         cmocka_unit_test(the_held_out_loss_is_measured_before_and_after_and_falls),
         cmocka_unit_test(a_stopped_run_says_so_and_goes_on_to_the_same_weights),

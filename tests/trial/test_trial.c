@@ -110,6 +110,89 @@ static op_status read_text(op_trial *t, const char *text)
     return s;
 }
 
+static const op_dataset_options as_trials = {.trials = op_trial_example};
+
+static void an_example_of_a_trial_has_its_ids_as_they_are_and_weighs_reward_plus_marks(void **state)
+{
+    (void)state;
+    op_dataset d;
+    op_buf lines;
+    op_trial t[60];
+    size_t at = 0;
+    int64_t nothing = 0;
+    op_buf_init(&lines, 1 << 22);
+    for (int i = 0; i < 60; i++) {
+        random_trial(&t[i], (uint64_t)(i + 1));
+        assert_ok(op_trial_append(&t[i], i % 3 ? tokenizer : NULL, &lines, e)); /* exported with text, or without a model */
+    }
+    assert_ok(op_file_put(in_dir("trials.jsonl"), lines.data, lines.len, e));
+    assert_ok(op_dataset_read(&d, in_dir("trials.jsonl"), &chat, &as_trials, e));
+    assert_string_equal(d.form, "trials");
+    for (int i = 0; i < 60; i++) {
+        float m[16] = {0};
+        bool teaches = false;
+        op_trial_token_marks(&t[i], m);
+        for (int32_t k = 0; k < t[i].n_response; k++) {
+            m[k] += t[i].has_reward ? (float)t[i].reward : 0;
+            teaches |= m[k] != 0;
+        }
+        nothing += !teaches;
+        if (teaches) {
+            const op_example *x = &d.examples[at++];
+            assert_int_equal(x->line, i + 1);
+            assert_int_equal(x->n, t[i].n_prompt + t[i].n_response);
+            assert_memory_equal(x->ids, t[i].prompt, (size_t)t[i].n_prompt * sizeof *x->ids);
+            assert_memory_equal(x->ids + t[i].n_prompt, t[i].response, (size_t)t[i].n_response * sizeof *x->ids);
+            for (int32_t k = 0; k < t[i].n_prompt; k++)
+                assert_true(x->weights[k] == 0);
+            assert_memory_equal(x->weights + t[i].n_prompt, m, (size_t)t[i].n_response * sizeof *m);
+        }
+        op_trial_release(&t[i]);
+    }
+    assert_true(at > 20 && nothing > 5);
+    assert_int_equal(d.n, at);
+    assert_int_equal(d.left_out, nothing);
+    op_dataset_release(&d);
+    op_buf_release(&lines);
+}
+
+static void assert_no_examples(const char *text, const op_dataset_options *o, const char *part)
+{
+    op_dataset d;
+    assert_ok(op_file_put(in_dir("bad.jsonl"), text, strlen(text), e));
+    assert_int_not_equal(op_dataset_read(&d, in_dir("bad.jsonl"), &chat, o, e), OP_OK);
+    assert_says(part);
+}
+
+static void trials_that_cannot_be_examples_say_why(void **state)
+{
+    (void)state;
+    static const char one[] = "{\"prompt_tokens\":[5],\"tokens\":[6,7],\"reward\":1}\n";
+    assert_no_examples(one, NULL, "bad.jsonl:1: a line with 'tokens' is a trial, which has no use here");
+    assert_no_examples("{\"prompt_tokens\":[5],\"tokens\":[6,7]}\n", &as_trials, "none of its trials has a reward or a mark that is not 0");
+    assert_no_examples("{\"id\":9,\"prompt_tokens\":[5],\"tokens\":[6,7],\"marks\":[{\"tokens\":[1,3],\"value\":1}]}\n", &as_trials, "bad.jsonl:1: trial 9");
+    assert_no_examples("{\"prompt_tokens\":[5],\"tokens\":[6,7],\"reward\":1}\n{\"text\":\"a b c\"}\n", &as_trials, "bad.jsonl:2: form 'text' after lines of form 'trials'");
+    assert_no_examples("{\"prompt_tokens\":[5],\"tokens\":[6,7],\"weight\":2}\n", &as_trials, "unknown key 'weight'");
+    const op_dataset_options one_token = {.max_length = 1, .trials = op_trial_example};
+    assert_no_examples(one, &one_token, "within max_length");
+}
+
+static op_status example_again(void *ctx)
+{
+    op_example x;
+    op_status s = op_trial_example(&x, ctx, &chat, "test", e);
+    op_example_release(&x);
+    return s;
+}
+
+static void every_failed_allocation_of_an_example_comes_back(void **state)
+{
+    (void)state;
+    json_t *line = parse("{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}],\"tokens\":[6,7],\"reward\":1,\"marks\":[{\"tokens\":[1,2],\"value\":1}]}");
+    fail_every_allocation(example_again, line);
+    json_decref(line);
+}
+
 static void words_become_the_tokens_that_training_on_the_dialogue_sees(void **state)
 {
     (void)state;
@@ -276,6 +359,9 @@ int main(void)
         cmocka_unit_test(halves_of_a_character_keep_their_own_marks),
         cmocka_unit_test(a_first_half_without_its_second_is_a_code_point_of_its_own),
         cmocka_unit_test(ids_survive_a_text_that_tokenises_differently),
+        cmocka_unit_test(an_example_of_a_trial_has_its_ids_as_they_are_and_weighs_reward_plus_marks),
+        cmocka_unit_test(trials_that_cannot_be_examples_say_why),
+        cmocka_unit_test(every_failed_allocation_of_an_example_comes_back),
         cmocka_unit_test(words_become_the_tokens_that_training_on_the_dialogue_sees),
         cmocka_unit_test(a_response_cut_by_length_has_no_end_token),
         cmocka_unit_test(a_wrong_line_names_file_line_trial_and_fault),

@@ -66,12 +66,22 @@ static void list_and_stats_count(void **state)
     assert_shows("import needs model=MODEL");
 }
 
+static void an_export_is_training_data_token_for_token(void **state)
+{
+    (void)state;
+    char want[128];
+    assert_int_equal(call_verb(dir, "preprocess", "model=tokenizer.json train_file=one.jsonl --json"), 0);
+    snprintf(want, sizeof want, "\"ids\":[5,%d,%d,%d],\"mask\":[0,0,1,0],\"weights\":[0.0,0.0,-1.0,0.0]", token_of("t", 1), token_of("h", 1), token_of("e", 1));
+    assert_shows(want);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_goes_in_comes_out_the_same),
         cmocka_unit_test(show_marks_tokens_with_signs_where_there_is_no_colour),
         cmocka_unit_test(list_and_stats_count),
+        cmocka_unit_test(an_export_is_training_data_token_for_token),
     };
     return cmocka_run_group_tests(tests, open_words, close_words);
 }
