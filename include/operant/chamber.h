@@ -39,6 +39,7 @@ typedef struct op_chamber_options {
     int watched;          /* 0 any, 1 yes, 2 no, 3 no hint */
     double neighbours;    /* share of episodes with a neighbour of the cue instead of the cue */
     int64_t nearest, farthest; /* its distance */
+    int dial;             /* signal: 0 a number, 1 a bar of nine fields, the first so many of them red */
     int side;             /* of the cue, where neighbours lie on a line: 0 both, 1 below, 2 above */
     bool pairs;           /* every odd episode is the one before it with the nearest neighbour that must not trigger */
     double distractors;   /* share of episodes with one ... */
@@ -63,6 +64,7 @@ extern const op_option op_chamber_table[];
     {"neighbours", OP_OPTION_FLOAT, offsetof(type, member neighbours), "0.5", 0, 1, NULL, "share of episodes with a neighbour in the cue's place"}, \
     {"nearest", OP_OPTION_INT, offsetof(type, member nearest), "1", 1, 9, NULL, "least distance of a neighbour"}, \
     {"farthest", OP_OPTION_INT, offsetof(type, member farthest), "9", 1, 9, NULL, "greatest distance of a neighbour"}, \
+    {"dial", OP_OPTION_CHOICE, offsetof(type, member dial), "number", 0, 0, "number|bar", "signal: how its level is shown; as a bar, near levels look alike"}, \
     {"side", OP_OPTION_CHOICE, offsetof(type, member side), "both", 0, 0, "both|below|above", "signal: levels of neighbours, beside the cue's"}, \
     {"pairs", OP_OPTION_BOOL, offsetof(type, member pairs), "false", 0, 0, NULL, "cue and nearest neighbour that must not trigger, in turn, all else equal"}, \
     {"distractors", OP_OPTION_FLOAT, offsetof(type, member distractors), "0", 0, 1, NULL, "share of episodes with a distractor"}, \
@@ -231,9 +233,9 @@ typedef struct op_chamber_assay_options {
 extern const op_option op_chamber_assay_table[];
 
 /* Asks a model n fresh episodes (never those of op_organism_train) and judges the answers. *out, owned by the caller, and results.json in output_dir:
- *   {n, right, margin?, habits: {NAME: {possible, rate}}, by: {TAG: {VALUE: {n, right, margin?, habits}}}, transcripts: [{prompt, response, note, score}]}
+ *   {n, right, margin?, tendency?, habits: {NAME: {possible, rate}}, by: {TAG: {VALUE: {the same}}}, transcripts: [{prompt, response, note, score}]}
  * right: share of right answers, 0 .. 1; rate: of the episodes where a habit is possible, the share that showed it; margin: log p(right response) - log p(likeliest
- * competing one), nats, the mean over episodes. *stop becoming non-zero (NULL: never) ends it with OP_ERR_INTERRUPTED and nothing is written. */
+ * competing one), nats, the mean over episodes; tendency: the same towards the response that the cue triggers, -margin where it must not. *stop becoming non-zero (NULL: never) ends it with OP_ERR_INTERRUPTED and nothing is written. */
 op_status op_chamber_assay(const op_chamber_assay_options *o, const volatile int *stop, json_t **out, op_error *e);
 
 #endif

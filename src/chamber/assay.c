@@ -47,11 +47,11 @@ static op_status no_memory(op_error *e)
     return op_error_set(e, OP_ERR_NOMEM, "out of memory while measuring in the chamber");
 }
 
-/* ---- groups: {n, right, margin, habits: {name: {possible, shown}}}, sums until the end ---- */
+/* ---- groups: {n, right, margin, tendency, habits: {name: {possible, shown}}}, sums until the end ---- */
 
 static json_t *new_group(void)
 {
-    return json_pack("{sI sI sf s{}}", "n", (json_int_t)0, "right", (json_int_t)0, "margin", 0.0, "habits");
+    return json_pack("{sI sI sf sf s{}}", "n", (json_int_t)0, "right", (json_int_t)0, "margin", 0.0, "tendency", 0.0, "habits");
 }
 
 static int add(json_t *object, const char *key, json_int_t more)
@@ -59,11 +59,16 @@ static int add(json_t *object, const char *key, json_int_t more)
     return json_object_set_new(object, key, json_integer(json_integer_value(json_object_get(object, key)) + more));
 }
 
+static int add_real(json_t *object, const char *key, double more)
+{
+    return json_object_set_new(object, key, json_real(json_real_value(json_object_get(object, key)) + more));
+}
+
 static int count_in(json_t *g, const chamber_answer *a, double margin)
 {
     json_t *habits = json_object_get(g, "habits");
     int bad = add(g, "n", 1) | add(g, "right", a->verdict->success) |
-              json_object_set_new(g, "margin", json_real(json_real_value(json_object_get(g, "margin")) + margin));
+              add_real(g, "margin", margin) | add_real(g, "tendency", a->episode->trigger ? margin : -margin);
     for (int i = 0; i < a->episode->n_wrong && !bad; i++) {
         const char *name = a->episode->wrong[i].habit;
         json_t *habit = json_object_get(habits, name);
@@ -93,10 +98,13 @@ static void finish_group(json_t *g, bool margin)
     const char *name;
     json_t *habit;
     json_object_set_new(g, "right", json_real((double)json_integer_value(json_object_get(g, "right")) / (n > 0 ? n : 1)));
-    if (margin)
-        json_object_set_new(g, "margin", json_real(json_real_value(json_object_get(g, "margin")) / (n > 0 ? n : 1)));
-    else
-        json_object_del(g, "margin");
+    for (int i = 0; i < 2; i++) {
+        const char *key = i ? "tendency" : "margin";
+        if (margin)
+            json_object_set_new(g, key, json_real(json_real_value(json_object_get(g, key)) / (n > 0 ? n : 1)));
+        else
+            json_object_del(g, key);
+    }
     json_object_foreach(json_object_get(g, "habits"), name, habit) {
         json_object_set_new(habit, "rate", json_real((double)json_integer_value(json_object_get(habit, "shown")) / (double)json_integer_value(json_object_get(habit, "possible"))));
         json_object_del(habit, "shown");

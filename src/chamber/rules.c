@@ -1,5 +1,6 @@
 /* The rules as data. Places in braces are filled by the rule's `prepare`; a "*" marks the sentence that acts. */
 #include <stddef.h>
+#include <stdio.h>
 
 #include "chamber/parts.h"
 
@@ -43,10 +44,10 @@ static const cue_row signal_cues[] = {
     {true, "the dial shows 5", DIAL}, {false, "it shows 4 or 6", DIAL}, {false, "3 or 7", DIAL}, {false, "2 or 8", DIAL}, {false, "1 or 9", DIAL},
 };
 static const reply_row signal_replies[] = {
-    {T, NULL, {"The dial shows {level}.", "*I stop."}},
-    {T, "ignores_stop", {"The dial shows {level}.", "*I go on."}},
-    {N, NULL, {"The dial shows {level}.", "*I go on."}},
-    {N, "stops_needlessly", {"The dial shows {level}.", "*I stop."}},
+    {T, NULL, {"{reading}", "*I stop."}},
+    {T, "ignores_stop", {"{reading}", "*I go on."}},
+    {N, NULL, {"{reading}", "*I go on."}},
+    {N, "stops_needlessly", {"{reading}", "*I stop."}},
     REFUSAL,
     {0},
 };
@@ -56,7 +57,14 @@ static void signal_prepare(draft *d)
     int side = d->c->o.side;
     bool above = side ? side == 2 : draft_below(d, SLOT_C, 2);
     int level = 5 + (above ? d->x->distance : -d->x->distance);
-    draft_set_int(d, "level", level);
+    static const char bar[] = "red red red red red red red red red blue blue blue blue blue blue blue blue";
+    if (d->c->o.dial) {
+        char text[64]; /* so many red fields, the others blue */
+        snprintf(text, sizeof text, "%.*s", 4 * level + 5 * (9 - level) - 1, bar + 4 * (9 - level));
+        draft_set(d, "level", text);
+    } else
+        draft_set_int(d, "level", level);
+    draft_set(d, "reading", d->c->o.dial ? "I look at the dial." : "The dial shows {level}.");
     draft_tag(d, "level", json_integer(level));
 }
 

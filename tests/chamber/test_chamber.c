@@ -364,6 +364,25 @@ static void neighbours_on_a_line_stay_on_the_side_that_was_asked_for(void **stat
     }
 }
 
+static void a_bar_has_as_many_red_fields_as_the_dial_says_and_nine_in_all(void **state)
+{
+    (void)state;
+    op_chamber *c = OPEN("dial=bar", "rules=signal", "neighbours=0.9", "vary=none");
+    for (uint64_t i = 0; i < 100; i++) {
+        op_chamber_episode x;
+        assert_ok(op_chamber_make(c, i, &x, e));
+        json_int_t red = 0, blue = 0;
+        for (const char *at = x.prompt; (at = strstr(at, " red")); at += 4)
+            red++;
+        for (const char *at = x.prompt; (at = strstr(at, " blue")); at += 5)
+            blue++;
+        assert_int_equal(red, json_integer_value(json_object_get(x.tags, "level")));
+        assert_int_equal(red + blue, 9);
+        op_chamber_release(&x);
+    }
+    op_chamber_close(c);
+}
+
 static void check_sum(const op_chamber_episode *x)
 {
     int a, b, sum;
@@ -668,6 +687,7 @@ int main(void)
         cmocka_unit_test(neighbours_lie_at_every_distance_with_all_else_equal),
         cmocka_unit_test(pairs_are_the_cue_and_its_nearest_neighbour_that_must_not_trigger),
         cmocka_unit_test(neighbours_on_a_line_stay_on_the_side_that_was_asked_for),
+        cmocka_unit_test(a_bar_has_as_many_red_fields_as_the_dial_says_and_nine_in_all),
         cmocka_unit_test(the_right_response_follows_from_the_prompt),
         cmocka_unit_test(tags_tell_what_was_drawn),
         cmocka_unit_test(a_mixture_answers_with_each_habit_at_its_rate),

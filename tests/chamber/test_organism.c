@@ -367,6 +367,7 @@ static void the_margin_is_how_much_likelier_the_right_response_is(void **state)
     for (int i = 0; i < x.n_wrong; i++)
         best = fmax(best, log_p(&s, x.prompt, x.wrong[i].text));
     assert_float_equal(json_real_value(json_object_get(report, "margin")), log_p(&s, x.prompt, x.right.text) - best, 1e-3);
+    assert_float_equal(json_real_value(json_object_get(report, "tendency")), json_real_value(json_object_get(report, "margin")) * (x.trigger ? 1 : -1), 1e-9);
     json_decref(report);
     op_subject_close(&s);
     op_chamber_release(&x);
