@@ -1,4 +1,5 @@
-/* A shipped experiment (the file EXPERIMENT) in its smallest version, run by the program itself. */
+/* A shipped experiment (the file EXPERIMENT) in its smallest version, run by the program itself. Where NEEDS names them, OPERANT_MODEL stands for the real model
+ * and OPERANT_DATA for other people's data. */
 #include <sys/wait.h>
 
 #include <jansson.h>
@@ -9,10 +10,23 @@
 
 static json_t *analysis;
 
+/* A working directory in which the model and the data lie where a clone has them. */
+static int stand_in_clone(void)
+{
+    const char *model = getenv("OPERANT_MODEL"), *data = getenv("OPERANT_DATA");
+    if (op_dir_make(in_dir("clone/models"), NULL) || op_dir_make(in_dir("shared"), NULL))
+        return -1;
+    if (model && symlink(model, in_dir("clone/models/SmolLM2-135M-Instruct.Q4_1.gguf")))
+        return -1;
+    if (data && symlink(data, in_dir("shared/data")))
+        return -1;
+    return chdir(in_dir("clone"));
+}
+
 /* operant lab run, in a directory of its own; what it says is read as JSON. */
 static int run_smallest(void **state)
 {
-    if (make_dir(state))
+    if (make_dir(state) || stand_in_clone())
         return -1;
     char command[2048];
     snprintf(command, sizeof command, "%s lab run %s small=true jobs=1 results=%s work=%s --json >%s 2>%s", getenv("OPERANT"), getenv("EXPERIMENT"), in_dir("results"),
@@ -86,6 +100,15 @@ int main(void)
     };
     if (!getenv("OPERANT") || !getenv("EXPERIMENT")) {
         puts("skipped: OPERANT and EXPERIMENT name the program and the file");
+        return 77;
+    }
+    const char *needs = getenv("NEEDS") ? getenv("NEEDS") : "";
+    if (strstr(needs, "model") && (!getenv("OPERANT_MODEL") || !op_path_exists(getenv("OPERANT_MODEL")))) {
+        puts("skipped: the real model is not there (OPERANT_MODEL)");
+        return 77;
+    }
+    if (strstr(needs, "data") && (!getenv("OPERANT_DATA") || !op_path_exists(getenv("OPERANT_DATA")))) {
+        puts("skipped: other people's data are not there (OPERANT_DATA)");
         return 77;
     }
     return cmocka_run_group_tests(tests, run_smallest, forget);
