@@ -281,7 +281,7 @@ op_status reverse_measure_trainee(const reverse_run *r, const op_subject *subjec
         return s;
     bool there = *out;
     if (!there && subject)
-        s = measure_questions(subject, pass, p, REVERSE_TEXT, asked, r->callbacks->stop, out, e);
+        s = measure_questions(subject, pass, p, REVERSE_TEXT, asked, NULL, out, e);
     if (!s && !there && subject)
         s = keep(path, *out, e);
     return hand_out(s, path, out);

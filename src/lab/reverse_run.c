@@ -457,6 +457,13 @@ static op_status settle(reverse_run *r, char **next, op_error *e)
     return reverse_key(json_pack("{ss ss}", "base", r->base_key, "settled", r->x->settle_hash), r->base_key, e);
 }
 
+/* A path below the run's directory without that directory. */
+static const char *within(const char *dir, const char *path)
+{
+    size_t n = strlen(dir);
+    return !strncmp(path, dir, n) && path[n] == '/' ? path + n + 1 : path;
+}
+
 static op_status run_round(reverse_run *r, json_t *rounds, char **next, op_error *e)
 {
     const op_reverse *x = r->x;
@@ -485,7 +492,7 @@ static op_status run_round(reverse_run *r, json_t *rounds, char **next, op_error
     if (!s)
         s = settle(r, next, e);
     if (!s)
-        s = put(round, "result", json_string(*next), e);
+        s = put(round, "result", json_string(within(x->output, *next)), e);
     if (!s && json_array_append(rounds, round))
         s = reverse_no_memory(e);
     for (size_t k = 0; k < x->n; k++) {

@@ -202,11 +202,12 @@ static void after_step(void *ctx, const op_train_progress *p)
         return;
     reverse_count(r, l->work * (double)(p->step - l->last) / (double)p->total, false);
     l->last = p->step;
-    l->status = reverse_say(r, &l->why, "round %lld: %s: training, %s, step %lld of %lld, loss %.3f", (long long)r->round, l->v ? l->v->trait->name : "result",
-                            l->v ? reverse_arm_name(l->v->arm) : "settling", (long long)p->step, (long long)p->total, p->loss);
     for (int64_t i = 1; l->v && l->v->arm == REVERSE_TRAIT && i <= r->x->watch_times && !l->status; i++)
-        if (watched_step(r->x, p->total, i) == p->step)
+        if (watched_step(r->x, p->total, i) == p->step) /* also when the caller wants to stop: this step does not come again */
             l->status = watch(r, l->v, i, &l->subject, l->pass, NULL, &l->why);
+    if (!l->status)
+        l->status = reverse_say(r, &l->why, "round %lld: %s: training, %s, step %lld of %lld, loss %.3f", (long long)r->round, l->v ? l->v->trait->name : "result",
+                                l->v ? reverse_arm_name(l->v->arm) : "settling", (long long)p->step, (long long)p->total, p->loss);
     l->stop = l->status != OP_OK;
 }
 
@@ -258,18 +259,23 @@ static op_status teach(lesson *l, const op_sft_options *settings, const char *ba
     return s;
 }
 
+static op_status remove_training(const reverse_run *r, op_error *e)
+{
+    char *all = op_path_join(r->dir, "training");
+    op_status s = all ? op_path_remove(all, e) : reverse_no_memory(e);
+    op_free(all);
+    return s;
+}
+
 /* What is under way under another key is of no use any more. */
 static op_status training_dir(const reverse_run *r, const char *key, char **out, op_error *e)
 {
     char name[100];
     snprintf(name, sizeof name, "training/%.16s", key);
-    char *all = op_path_join(r->dir, "training");
     *out = op_path_join(r->dir, name);
-    op_status s = all && *out ? OP_OK : reverse_no_memory(e);
-    if (!s && !op_path_exists(*out))
-        s = op_path_remove(all, e);
-    op_free(all);
-    return s;
+    if (!*out)
+        return reverse_no_memory(e);
+    return op_path_exists(*out) ? OP_OK : remove_training(r, e);
 }
 
 /* Tokens, about, as scoring counts them: a step costs three times as much as looking. */
@@ -294,7 +300,7 @@ static op_status train_vector(reverse_run *r, const reverse_vector *v, op_error 
     if (!s)
         s = op_vector_extract(dir, r->base, v->path, &how, e);
     if (!s)
-        s = op_path_remove(dir, e);
+        s = remove_training(r, e);
     op_free(dir);
     op_free(data);
     return s;
@@ -337,6 +343,8 @@ op_status reverse_settle(reverse_run *r, const char *from, const char *to, op_er
         s = teach(&l, &r->x->settle, from, r->x->settle.train_file, dir, key, e);
     if (!s)
         s = op_path_rename(dir, to, e);
+    if (!s)
+        s = remove_training(r, e);
     op_free(dir);
     return s;
 }
