@@ -173,7 +173,7 @@ static void cached(const op_ops *ops, int R, int length)
         seg[r] = (op_segment){r * length, length};
         position[r] = length;
     }
-    op_cached_attention a = {R, H, G, D, QKV, G * D, 0, 0.125f, first, seg, position, NULL};
+    op_cached_attention a = {R, H, G, D, QKV, G * D, 0, 0.125f, first, seg, position, NULL, false};
     void *q = activations(ops, (size_t)R * QKV), *k = activations(ops, rows * G * D), *v = activations(ops, rows * G * D);
     void *out = activations(ops, (size_t)R * H * D);
     double t;

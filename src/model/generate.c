@@ -534,7 +534,8 @@ static op_status run_rows(sampler *s, int32_t most)
     op_rows rows = {.T = s->R, .M = s->M, .decode = decode, .padded = true, .stretch = s->stretch, .n_stretch = n_stretch, .position = s->position};
     op_cached_attention a = {.R = s->R, .H = c->heads, .G = c->kv_heads, .D = c->head_dim, .ldq = ld,
                              .ldkv = c->kv_heads * c->head_dim, .window = c->window, .scale = 1 / sqrtf((float)c->head_dim),
-                             .first_seg = s->first_seg, .seg = s->seg, .position = s->position, .key_position = s->key_position};
+                             .first_seg = s->first_seg, .seg = s->seg, .position = s->position, .key_position = s->key_position,
+                             .prompts = most == PREFILL};
     op_batch batch = {s->R, s->R, s->row_id, s->seqs};
     memset(s->resid, 0, (size_t)s->M * c->width * sizeof(float));
     memset(s->att, 0, (size_t)s->M * q * act);

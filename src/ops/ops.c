@@ -19,15 +19,17 @@ typedef void fill_fn(op_ops *t);
 
 enum { PARTS = 5 };
 
-/* The levels of the x86-64 psABI. Each has rows, vocabulary, moments, draws and attention for f32 and for bf16, and the
- * products of generation. */
-#define PARTS_OF(act, v) {op_cpu_rows_##act##_##v, op_cpu_vocabulary_##act##_##v, op_cpu_moments_##act##_##v, op_cpu_draw_##act##_##v, op_cpu_attention_##act##_##v}
-#define LEVEL(name, v) {name, PARTS_OF(f32, v), PARTS_OF(bf16, v), {{op_cpu_quantised_f32_##v, op_cpu_quantised_bf16_##v}, {op_cpu_floats_f32_##v, op_cpu_floats_bf16_##v}}}
+/* The levels of the x86-64 psABI, and the last with AVX512-BF16, which only attention needs. Each has rows, vocabulary, moments, draws and attention
+ * for f32 and for bf16, and the products of generation. */
+#define PARTS_OF(act, v, attention) {op_cpu_rows_##act##_##v, op_cpu_vocabulary_##act##_##v, op_cpu_moments_##act##_##v, op_cpu_draw_##act##_##v, attention}
+#define KERNELS(v) {{op_cpu_quantised_f32_##v, op_cpu_quantised_bf16_##v}, {op_cpu_floats_f32_##v, op_cpu_floats_bf16_##v}}
+#define LEVEL(name, v, attention) {name, PARTS_OF(f32, v, op_cpu_attention_f32_##v), PARTS_OF(bf16, v, attention), KERNELS(v)}
 static const struct level {
     const char *name;
     fill_fn *f32[PARTS], *bf16[PARTS];
     op_kernels kernels;
-} levels[] = {LEVEL("x86-64-v2", v2), LEVEL("x86-64-v3", v3), LEVEL("x86-64-v4", v4)};
+} levels[] = {LEVEL("x86-64-v2", v2, op_cpu_attention_bf16_v2), LEVEL("x86-64-v3", v3, op_cpu_attention_bf16_v3),
+              LEVEL("x86-64-v4", v4, op_cpu_attention_bf16_v4), LEVEL("x86-64-v4 bf16", v4, op_cpu_attention_bf16_v4bf16)};
 
 static int level; /* index of levels */
 
@@ -36,11 +38,10 @@ static int level_supported(void)
     __builtin_cpu_init();
     if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("bmi2"))
         return 0;
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                   __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
-                   __builtin_cpu_supports("avx512vl")
-               ? 2
-               : 1;
+    if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512cd") ||
+        !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl"))
+        return 1;
+    return __builtin_cpu_supports("avx512bf16") ? 3 : 2;
 }
 
 static void use_level(int i)
@@ -51,7 +52,7 @@ static void use_level(int i)
         levels[i].bf16[part](&cpu_bf16);
     }
     op_kernels k = levels[i].kernels;
-    if (i == 2 && __builtin_cpu_supports("avx512vnni")) {
+    if (i >= 2 && __builtin_cpu_supports("avx512vnni")) {
         k.quantised[0] = op_cpu_quantised_f32_vnni;
         k.quantised[1] = op_cpu_quantised_bf16_vnni;
     }

@@ -52,7 +52,9 @@ typedef struct op_attention {
 } op_attention;
 
 /* Attention of new rows against a cache of keys and values (generation). Row r sees the cache rows of the segments
- * seg[first_seg[r] .. first_seg[r+1]-1]; key_position[] gives each cache row's place in its sequence (for the window; may be NULL if window is 0). */
+ * seg[first_seg[r] .. first_seg[r+1]-1]; key_position[] gives each cache row's place in its sequence (for the window; may be NULL if window is 0).
+ * A row's result depends neither on other rows nor on how its keys are cut into segments. With `prompts` neighbours that continue one another (the same
+ * segments, the last of them one row longer) are done together, which differs from doing them alone in the last place: so it is the caller's to say. */
 typedef struct op_cached_attention {
     int32_t R, H, G, D;
     int32_t ldq;    /* of the query rows */
@@ -63,6 +65,7 @@ typedef struct op_cached_attention {
     const op_segment *seg;
     const int32_t *position;     /* [R] */
     const int32_t *key_position; /* [cache rows] */
+    bool prompts;
 } op_cached_attention;
 
 typedef struct op_adamw {
@@ -204,7 +207,7 @@ const op_ops *op_ops_get(const char *name, op_dtype act);
 
 /* True if the processor multiplies bf16 natively (AVX512-BF16 or AMX): the default of dtype=auto. */
 bool op_ops_native_bf16(void);
-/* The instruction set of the SIMD loops ("x86-64-v4") and oneDNN's ("avx512_core_bf16", "avx512_core_amx", ...). */
+/* The instruction set of the SIMD loops ("x86-64-v4", "x86-64-v4 bf16" with AVX512-BF16) and oneDNN's ("avx512_core_bf16", "avx512_core_amx", ...). */
 const char *op_ops_simd(void);
 const char *op_ops_product_isa(void);
 
@@ -225,7 +228,7 @@ const op_ops *op_profile_table(const op_ops *t);
 /* Frees the kept kernels and the working memory of the cpu backend; weights must be freed before. Ops may be used again. */
 void op_ops_release(void);
 
-/* Test hook: the SIMD loops of another level ("x86-64-v2", "-v3", "-v4") in the tables that op_ops_get has handed out.
+/* Test hook: the SIMD loops of another level ("x86-64-v2", "-v3", "-v4", "-v4 bf16") in the tables that op_ops_get has handed out.
  * False, and nothing changes, if the processor lacks the level. */
 bool op_ops_simd_force(const char *level);
 

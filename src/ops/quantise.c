@@ -15,6 +15,8 @@ static float as_f16(float x)
 static bool on_steps(const float *x, int n, float low, float high, int steps, op_qblock *out)
 {
     float minimum = as_f16(low), scale = as_f16((high - low) / (float)steps), inverse = scale > 0 ? 1 / scale : 0;
+    if (!isfinite(minimum) || !isfinite(scale))
+        return false;
     float most = scale / 64 + fmaxf(fabsf(low), fabsf(high)) * 0x1p-11f; /* that is the rounding of a 16-bit float */
     int bad = 0;
 #pragma omp simd reduction(| : bad)
@@ -50,7 +52,7 @@ void op_quantise_8(const float *x, int n, op_qblock *out)
         most = fmaxf(most, fabsf(x[i]));
     memset(out->q, 0, sizeof out->q);
     out->minimum = 0;
-    out->scale = as_f16(most / 127);
+    out->scale = fminf(as_f16(most / 127), 65504); /* the largest 16-bit float */
     float inverse = out->scale > 0 ? 1 / out->scale : 0;
     for (int i = 0; i < n; i++) {
         float q = fmaxf(-127, fminf(127, x[i] * inverse));

@@ -2,7 +2,7 @@
  *
  * A block is 4 bits with a scale and a minimum, x = minimum + scale q, where that loses next to nothing: where its values lie on 16 even
  * steps, as those read from llama.cpp's Q4_0, Q4_1 and Q4_K do. A matrix with any other block has 8 bits, x = scale (q - 128), q in 1..255: what
- * Q8_0 holds, unchanged. Scales and minima are rounded to 16-bit floats. */
+ * Q8_0 holds, unchanged. Scales and minima are rounded to 16-bit floats. Weights beyond 127 times the largest of those, 8.3 million, become that. */
 #ifndef OP_OPS_QUANTISE_H
 #define OP_OPS_QUANTISE_H
 

@@ -88,9 +88,9 @@ static void check_independence(op_model *m)
 static void a_request_gives_the_same_bits_alone_and_in_any_batch(void **state)
 {
     (void)state;
-    static const char *const levels[] = {"x86-64-v2", "x86-64-v3", "x86-64-v4"};
+    static const char *const levels[] = {"x86-64-v2", "x86-64-v3", "x86-64-v4", "x86-64-v4 bf16"};
     const char *best = op_ops_simd();
-    for (int l = 0; l < 3; l++)
+    for (size_t l = 0; l < sizeof levels / sizeof *levels; l++)
         for (int k = 0; k < 4 && op_ops_simd_force(levels[l]); k++) {
             op_model *m = open_fixture_model(k < 2 ? "mistral" : "gpt2", (op_model_options){.act = k % 2 ? OP_BF16 : OP_F32});
             check_independence(m);

@@ -8,17 +8,22 @@
 
 static const op_ops *ref;
 
-/* Runs a check for both activation types and every level. */
+/* Runs a check for both activation types and every level; the last, which differs from the one before it in attention alone, sees its numbers. */
 static void everywhere(void (*check)(const op_ops *ops))
 {
-    static const char *const levels[] = {"x86-64-v2", "x86-64-v3", "x86-64-v4"};
+    static const char *const levels[] = {"x86-64-v2", "x86-64-v3", "x86-64-v4", "x86-64-v4 bf16"};
     ref = op_ops_get("ref", OP_F32);
     const char *best = op_ops_simd();
-    for (int l = 0; l < 3; l++) {
+    enum { LEVELS = sizeof levels / sizeof *levels };
+    uint64_t numbers = noise_state;
+    for (int l = 0; l < LEVELS; l++) {
         if (!op_ops_simd_force(levels[l])) {
             print_message("[          ] this processor lacks %s\n", levels[l]);
             continue;
         }
+        if (l == LEVELS - 1)
+            noise_state = numbers;
+        numbers = noise_state;
         check(op_ops_get("cpu", OP_F32));
         drop_all(NULL);
         check(op_ops_get("cpu", OP_BF16));
@@ -423,7 +428,7 @@ static void check_cached(const op_ops *ops)
         key_position[j] = j < 80 ? j : j == 95 ? 3 : j == 90 ? 40 : j == 91 ? 70 : 71;
     for (int i = 0; i < 5; i++) {
         int H = attentions[i][0], G = attentions[i][1], D = attentions[i][2], ldkv = G * D + 5;
-        op_cached_attention c = {4, H, G, D, H * D + 2, ldkv, attentions[i][3], 0.3f, first, segs, position, key_position};
+        op_cached_attention c = {4, H, G, D, H * D + 2, ldkv, attentions[i][3], 0.3f, first, segs, position, key_position, false};
         size_t nq = 4 * (size_t)c.ldq, nk = 100 * (size_t)ldkv, m = 4 * (size_t)(H * D);
         float *q = noise(nq, 1), *k = noise(nk, 1), *v = noise(nk, 1), *want = zeros(m);
         void *qa = as_act(ops, nq, q), *ka = as_act(ops, nk, k), *va = as_act(ops, nk, v), *got = hold(m * ops->act_size);
@@ -449,11 +454,88 @@ static void cached_attention_gives_the_same_bits_however_the_cache_is_cut(void *
     size_t n = 90 * 192, m = 2 * 576;
     void *q = as_act(ops, m, noise(m, 1)), *k = as_act(ops, n, noise(n, 1)), *v = as_act(ops, n, noise(n, 1));
     void *a = hold(m * 2), *b = hold(m * 2);
-    op_cached_attention c = {1, 9, 3, 64, 576, 192, 0, 0.125f, first_whole, whole, position, NULL};
+    op_cached_attention c = {1, 9, 3, 64, 576, 192, 0, 0.125f, first_whole, whole, position, NULL, false};
     assert_int_equal(ops->attention_cached(&c, q, k, v, a), OP_OK);
-    c = (op_cached_attention){2, 9, 3, 64, 576, 192, 0, 0.125f, first_cut, cut, position, NULL};
+    c = (op_cached_attention){2, 9, 3, 64, 576, 192, 0, 0.125f, first_cut, cut, position, NULL, false};
     assert_int_equal(ops->attention_cached(&c, q, k, v, b), OP_OK);
     assert_memory_equal(a, b, 576 * 2);
+}
+
+/* Two texts in one cache: places 60..159 of one, and of one that shares its first 40 the places from there on. In tiles, and then each row alone with its
+ * keys cut elsewhere. */
+static void check_prompts(const op_ops *ops)
+{
+    enum { FIRST = 100, R = 130, ROWS = 240 };
+    op_segment seg[2 * R], alone[3];
+    int32_t first[R + 1], position[R], key_position[ROWS];
+    for (int j = 0; j < ROWS; j++)
+        key_position[j] = j < 200 ? j : j - 160;
+    for (int r = 0; r <= R; r++) {
+        first[r] = r < FIRST ? r : 2 * r - FIRST;
+        if (r == R)
+            break;
+        position[r] = r < FIRST ? r + 60 : r - FIRST + 40;
+        seg[first[r]] = (op_segment){0, r < FIRST ? r + 61 : 40};
+        if (r >= FIRST)
+            seg[first[r] + 1] = (op_segment){200, r - FIRST + 1};
+    }
+    for (int i = 0; i < 5; i++) {
+        int H = attentions[i][0], G = attentions[i][1], D = attentions[i][2], ldkv = G * D + 5;
+        op_cached_attention c = {R, H, G, D, H * D + 2, ldkv, attentions[i][3], 0.3f, first, seg, position, key_position, true};
+        size_t nq = R * (size_t)c.ldq, nk = ROWS * (size_t)ldkv, row = (size_t)(H * D), m = R * row;
+        float *q = noise(nq, 1), *k = noise(nk, 1), *v = noise(nk, 1), *want = zeros(m);
+        char *qa = as_act(ops, nq, q), *ka = as_act(ops, nk, k), *va = as_act(ops, nk, v), *got = hold(m * ops->act_size), *one = hold(row * ops->act_size);
+        assert_int_equal(ref->attention_cached(&c, q, k, v, want), OP_OK);
+        assert_int_equal(ops->attention_cached(&c, qa, ka, va, got), OP_OK);
+        assert_act(ops, "attention of prompts", m, got, want, 3e-6);
+        for (int r = 0; r < R; r++) {
+            int n = 0;
+            for (int e = first[r]; e < first[r + 1]; e++) {
+                int cut = e == first[r] ? 7 + r % 30 : 0;
+                if (cut)
+                    alone[n++] = (op_segment){seg[e].start, cut};
+                alone[n++] = (op_segment){seg[e].start + cut, seg[e].length - cut};
+            }
+            int32_t all[] = {0, n};
+            c = (op_cached_attention){1, H, G, D, H * D + 2, ldkv, attentions[i][3], 0.3f, all, alone, position + r, key_position, true};
+            assert_int_equal(ops->attention_cached(&c, qa + (size_t)r * (size_t)c.ldq * ops->act_size, ka, va, one), OP_OK);
+            assert_memory_equal(one, got + (size_t)r * row * ops->act_size, row * ops->act_size);
+        }
+        drop_all(NULL);
+    }
+}
+
+static void attention_of_prompts_agrees_with_ref_and_a_row_depends_on_its_keys_alone(void **state)
+{
+    (void)state;
+    everywhere(check_prompts);
+}
+
+static void check_backward_threads(const op_ops *ops)
+{
+    int threads = op_threads();
+    for (int i = 0; i < 3; i++) {
+        forest *f = forest_new(6, 3, 40, i == 2 ? 60 : 0);
+        size_t T = (size_t)f->a.T, n = T * (size_t)f->a.ld, m = T * 240;
+        float *qkv = noise(n, 1.5), *out = zeros(m), *dout = noise(m, 1), *lse = zeros(T * 6), *want = zeros(n);
+        void *a = as_act(ops, n, qkv), *da = as_act(ops, m, dout), *got = hold(n * ops->act_size), *again = hold(n * ops->act_size);
+        assert_int_equal(ref->attention(&f->a, qkv, out, lse), OP_OK);
+        void *out_act = as_act(ops, m, out);
+        assert_int_equal(ref->attention_backward(&f->a, qkv, out, lse, dout, want), OP_OK);
+        op_threads_set((int[]){1, 3, 7}[i]);
+        assert_int_equal(ops->attention_backward(&f->a, a, out_act, lse, da, got), OP_OK);
+        assert_act(ops, "attention_backward", n, got, want, 5e-6);
+        assert_int_equal(ops->attention_backward(&f->a, a, out_act, lse, da, again), OP_OK);
+        assert_memory_equal(got, again, n * ops->act_size);
+        op_threads_set(threads);
+        drop_all(NULL);
+    }
+}
+
+static void the_backward_of_attention_agrees_with_ref_on_any_number_of_threads(void **state)
+{
+    (void)state;
+    everywhere(check_backward_threads);
 }
 
 /* ---- vocabulary and parameters ---- */
@@ -744,6 +826,8 @@ int main(void)
         cmocka_unit_test_teardown(gradients_in_the_activation_type_agree_with_ref, drop_all),
         cmocka_unit_test_teardown(a_packed_weight_gives_its_rows_back, drop_all),
         cmocka_unit_test_teardown(the_same_call_gives_the_same_bits, drop_all),
+        cmocka_unit_test_teardown(attention_of_prompts_agrees_with_ref_and_a_row_depends_on_its_keys_alone, drop_all),
+        cmocka_unit_test_teardown(the_backward_of_attention_agrees_with_ref_on_any_number_of_threads, drop_all),
         cmocka_unit_test_teardown(running_out_of_memory_is_reported_and_leaves_the_ops_usable, drop_all),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);

@@ -7,20 +7,35 @@ static const op_ops *ref;
 
 static void everywhere(void (*check)(const op_ops *ops))
 {
-    static const char *const levels[] = {"x86-64-v2", "x86-64-v3", "x86-64-v4"};
+    static const char *const levels[] = {"x86-64-v2", "x86-64-v3", "x86-64-v4", "x86-64-v4 bf16"};
     ref = op_ops_get("ref", OP_F32);
     const char *best = op_ops_simd();
-    for (int l = 0; l < 3; l++)
-        for (int dtype = 0; dtype < 2 && op_ops_simd_force(levels[l]); dtype++) {
+    for (size_t l = 0; l < sizeof levels / sizeof *levels; l++) {
+        if (!op_ops_simd_force(levels[l])) {
+            print_message("[          ] this processor lacks %s\n", levels[l]);
+            continue;
+        }
+        for (int dtype = 0; dtype < 2; dtype++) {
             check(op_ops_get("cpu", dtype ? OP_BF16 : OP_F32));
             drop_all(NULL);
         }
+    }
     op_ops_simd_force(best);
 }
 
 static const int shapes[][2] = {{33, 65}, {64, 576}, {100, 48}, {40, 1}, {7, 31}, {200, 257}};
 static const int counts[] = {1, 2, 3, 7, 13, 33};
 enum { N_SHAPES = sizeof shapes / sizeof *shapes, N_COUNTS = sizeof counts / sizeof *counts };
+
+/* Can decode multiply by W? Says so if not: bf16 weights need AVX512-BF16, and a layout of oneDNN's that it knows. */
+static bool decodes(const op_ops *ops, const op_weight *W, int N, int K)
+{
+    bool can = ops->decodes(W, 1);
+    if (!can)
+        print_message("[          ] no decode by %s weights of %d x %d with products of %s\n", ops->act == OP_BF16 ? "bf16" : "f32", N, K,
+                      op_ops_product_isa());
+    return can;
+}
 
 static void assert_product(const op_ops *ops, const op_weight *W, const op_weight *R, int M, int N, const void *xa, const float *x, double part)
 {
@@ -51,7 +66,7 @@ static void check_decode(const op_ops *ops)
         op_weight *W = ops->weight_new(N, K, false), *R = ref->weight_new(N, K, false);
         assert_int_equal(ops->weight_pack(W, w), OP_OK);
         assert_int_equal(ref->weight_pack(R, w), OP_OK);
-        if (ops->decodes(W, 1))
+        if (i % N_COUNTS == 0 ? decodes(ops, W, N, K) : ops->decodes(W, 1))
             assert_product(ops, W, R, M, N, xa, x, 2e-6);
         ops->weight_free(W);
         ref->weight_free(R);
@@ -141,7 +156,7 @@ static void check_own(const op_ops *ops)
         assert_int_equal(ops->weight_pack(W, w), OP_OK);
         assert_int_equal(ops->weight_pack(Q, w), OP_OK);
         assert_int_equal(ops->weight_pack(F, steps(N, K)), OP_OK);
-        if (ops->decodes(W, 1))
+        if (decodes(ops, W, N, K))
             assert_own(ops, W, N, K);
         assert_own(ops, Q, N, K);
         assert_own(ops, F, N, K);
@@ -172,6 +187,22 @@ static void what_llama_cpp_calls_q8_0_is_kept_as_it_is(void **state)
         assert_false(op_quantise_4(x, 32, &second));
         drop_all(NULL);
     }
+}
+
+static void weights_beyond_what_8_bits_hold_become_the_largest_that_they_do(void **state)
+{
+    (void)state;
+    op_qblock b;
+    float x[4] = {7e4f, -7e4f, 100, 0};
+    assert_false(op_quantise_4(x, 4, &b));
+    op_quantise_8(x, 4, &b);
+    for (int i = 0; i < 4; i++)
+        assert_true(fabsf(b.scale * (float)(b.q[i] - 128) - x[i]) <= b.scale * 0.51f);
+    float most = 65504.0f * 127, far[4] = {3e38f, -INFINITY, 9e6f, 1};
+    assert_false(op_quantise_4(far, 4, &b));
+    op_quantise_8(far, 4, &b);
+    for (int i = 0; i < 4; i++)
+        assert_true(b.scale * (float)(b.q[i] - 128) == (i == 3 ? 0 : copysignf(most, far[i])));
 }
 
 static void check_draw(const op_ops *ops)
@@ -217,6 +248,7 @@ int main(void)
         cmocka_unit_test_teardown(products_with_quantised_weights_agree_with_ref, drop_all),
         cmocka_unit_test_teardown(a_row_depends_on_no_other_row_and_on_no_number_of_threads, drop_all),
         cmocka_unit_test_teardown(what_llama_cpp_calls_q8_0_is_kept_as_it_is, drop_all),
+        cmocka_unit_test(weights_beyond_what_8_bits_hold_become_the_largest_that_they_do),
         cmocka_unit_test_teardown(the_weights_of_a_draw_agree_with_ref, drop_all),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

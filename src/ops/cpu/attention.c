@@ -1,236 +1,173 @@
-/* Attention in tiles of BQ queries by BK keys (Dao: 2307.08691). A tile of keys and values is converted to floats once and
- * serves every query head of its group. All products are C[M, N] (+)= A[M, K] B[K, N] with B's rows contiguous and A read
- * by broadcasts through any strides, so that P and its transpose are the same kernel; columns are padded to whole vectors,
- * and what stands in the padding never reaches a result.
+/* Attention in tiles of BQ queries by BK keys with a running softmax (Dao: 2307.08691); tiles.h has their arithmetic.
  *
- * Forward tasks are (tile of queries, key-value head); backward tasks are (tree, key-value head), because the gradients of
- * shared keys collect from the whole tree. A task's result depends on nothing but the task. */
-#include <math.h>
+ * A tile of keys and values is read once and serves every query head of its group. Tiles count keys along the path that the queries see, ancestors first,
+ * wherever their rows lie. What a row gets depends on its path alone: neither on the other queries of its tile nor on how the path is cut into
+ * segments, since masked keys add nothing, and a tile that one row does not see changes nothing for it.
+ *
+ * Forward tasks are (tile of queries, key-value head). Backward tasks are (tree, key-value head), because the gradients of shared keys collect
+ * from the whole tree; where there are too few of them, all threads take queries of one, each with sums of its own, which are added up in their order. */
 #include <omp.h>
 
 #include "base/mem.h"
 #include "ops/cpu/cpu.h"
-#include "ops/cpu/simd.h"
+#include "ops/cpu/tiles.h"
 
-#if defined(__AVX512F__)
-enum { LANES = 16, PANEL = 4 }; /* a panel is PANEL vectors of C's columns */
-#elif defined(__AVX__)
-enum { LANES = 8, PANEL = 2 };
-#else
-enum { LANES = 4, PANEL = 2 };
-#endif
-enum { BQ = 48, BK = 64, GROUP = 6 }; /* GROUP rows x PANEL vectors of C fill the registers */
+/* ---- the keys of a path ---- */
 
-typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-
-static int round_up(int n, int to)
-{
-    return (n + to - 1) / to * to;
-}
-
-static int min(int a, int b)
-{
-    return a < b ? a : b;
-}
-
-static int max(int a, int b)
-{
-    return a > b ? a : b;
-}
-
-/* ---- the product kernel ---- */
-
-/* R rows by P vectors of C, both constant where this is inlined, so that acc lives in registers. */
-static inline __attribute__((always_inline)) void block(int R, int P, int K, const float *A, size_t ar, size_t ak,
-                                                        const float *B, size_t ldb, float *C, size_t ldc, bool add)
-{
-    vec acc[GROUP][PANEL];
-#pragma GCC unroll 8
-    for (int r = 0; r < R; r++)
-#pragma GCC unroll 8
-        for (int p = 0; p < P; p++)
-            acc[r][p] = add ? *(const vec *)(C + r * ldc + p * LANES) : (vec){0};
-    for (int k = 0; k < K; k++) {
-        vec b[PANEL];
-#pragma GCC unroll 8
-        for (int p = 0; p < P; p++)
-            b[p] = *(const vec *)(B + k * ldb + p * LANES);
-#pragma GCC unroll 8
-        for (int r = 0; r < R; r++) {
-            float a = A[r * ar + k * ak];
-#pragma GCC unroll 8
-            for (int p = 0; p < P; p++)
-                acc[r][p] += a * b[p];
-        }
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < R; r++)
-#pragma GCC unroll 8
-        for (int p = 0; p < P; p++)
-            *(vec *)(C + r * ldc + p * LANES) = acc[r][p];
-}
-
-#define ROWS(P)                                                                                                        \
-    switch (R) {                                                                                                       \
-    case 6: block(6, P, K, A, ar, ak, B, ldb, C, ldc, add); break;                                                     \
-    case 5: block(5, P, K, A, ar, ak, B, ldb, C, ldc, add); break;                                                     \
-    case 4: block(4, P, K, A, ar, ak, B, ldb, C, ldc, add); break;                                                     \
-    case 3: block(3, P, K, A, ar, ak, B, ldb, C, ldc, add); break;                                                     \
-    case 2: block(2, P, K, A, ar, ak, B, ldb, C, ldc, add); break;                                                     \
-    default: block(1, P, K, A, ar, ak, B, ldb, C, ldc, add); break;                                                    \
-    }
-
-/* R <= GROUP rows of C over N columns, rounded up to whole vectors */
-static void rows(int R, int N, int K, const float *A, size_t ar, size_t ak, const float *B, size_t ldb, float *C,
-                 size_t ldc, bool add)
-{
-    for (; N > 0; N -= PANEL * LANES, B += PANEL * LANES, C += PANEL * LANES)
-        switch (min((N + LANES - 1) / LANES, PANEL)) {
-#if defined(__AVX512F__)
-        case 4: ROWS(4) break;
-        case 3: ROWS(3) break;
-#endif
-        case 2: ROWS(2) break;
-        default: ROWS(1) break;
-        }
-}
-
-/* ---- tiles ---- */
-
-/* The visible part of a tile: row r sees columns 0 .. min(n, r + diagonal + 1) - 1 (a window cuts further, in the scores). */
-typedef struct tile {
-    int m, n;     /* queries and keys in it */
-    int diagonal; /* first query - first key where both are of one sequence; BK where every key is seen */
-} tile;
-
-static int seen(const tile *x, int r)
-{
-    return max(min(x->n, r + x->diagonal + 1), 0);
-}
-
-/* S[m, BK] = Q[m, D] Kt[D, BK], where visible */
-static void scores(const tile *x, int D, const float *Q, size_t ldq, const float *Kt, float *S)
-{
-    for (int r = 0; r < x->m; r += GROUP) {
-        int R = min(x->m - r, GROUP);
-        rows(R, seen(x, r + R - 1), D, Q + r * ldq, ldq, 1, Kt, BK, S + r * BK, BK, false);
-    }
-}
-
-/* O[m, D] += P[m, BK] V[n, D]; P is 0 where not visible */
-static void weigh(const tile *x, int D, const float *P, const float *V, float *O, size_t ld)
-{
-    for (int r = 0; r < x->m; r += GROUP) {
-        int R = min(x->m - r, GROUP);
-        rows(R, D, seen(x, r + R - 1), P + r * BK, BK, 1, V, ld, O + r * ld, ld, true);
-    }
-}
-
-/* dV[n, D] += P[m, BK]^T dO[m, D]: only the queries that see the first key of a group of rows */
-static void collect(const tile *x, int D, const float *P, const float *dO, float *dV, size_t ld)
-{
-    for (int c = 0; c < x->n; c += GROUP) {
-        int first = max(c - x->diagonal, 0);
-        if (first < x->m)
-            rows(min(x->n - c, GROUP), D, x->m - first, P + first * BK + c, 1, BK, dO + first * ld, ld, dV + c * ld, ld,
-                 true);
-    }
-}
-
-/* n act rows as floats times `scale` */
-static void load(int n, int D, float scale, const act *x, size_t ldx, float *y, size_t ldy)
-{
-    for (int i = 0; i < n; i++)
-#pragma omp simd
-        for (int d = 0; d < D; d++)
-            y[i * ldy + d] = from_act1(x[i * ldx + d]) * scale;
-}
-
-static void store(int n, int D, float scale, const float *x, size_t ldx, act *y, size_t ldy)
-{
-    for (int i = 0; i < n; i++)
-#pragma omp simd
-        for (int d = 0; d < D; d++)
-            y[i * ldy + d] = to_act1(x[i * ldx + d] * scale);
-}
-
-/* The n rows of x[n, ld] as the columns of xt[D, BK]; the other columns are 0. */
-static void transpose(int n, int D, const float *x, size_t ld, float *xt)
-{
-    for (int d = 0; d < D; d++) {
-        for (int i = 0; i < n; i++)
-            xt[d * BK + i] = x[i * ld + d];
-        for (int i = n; i < BK; i++)
-            xt[d * BK + i] = 0;
-    }
-}
-
-/* Sets what row r does not see to -infinity, up to the first column of the tile that no row computes. */
-static void mask_row(const tile *x, int r, int width, const int32_t *key_position, int first_position, float *s)
-{
-    for (int c = seen(x, r); c < width; c++)
-        s[c] = -INFINITY;
-    if (key_position)
-        for (int c = 0; c < seen(x, r); c++)
-            s[c] = key_position[c] < first_position ? -INFINITY : s[c];
-}
-
-/* ---- the keys of a sequence ---- */
-
-/* Walks over the tiles of keys that the queries i0 .. i0+m-1 of sequence s see. */
+/* Walks over the tiles of keys that m queries see which follow one another on a path. */
 typedef struct walk {
-    const op_attention *a;
-    int s, i0, m;
-    int piece, at; /* segment (the last is the sequence itself) and row within it */
-    int row;       /* of the batch: the tile's first key */
-    tile x;
+    const op_segment *seg; /* what the path consists of, and after it `own` */
+    int pieces;
+    op_segment own;
+    bool apart;            /* end a tile where a piece ends, so that its rows follow one another */
+    int query, m;          /* the first query's place on the path, and how many there are */
+    int piece, at;         /* the next key */
+    int place, n;          /* the tile's first key on the path, and how many it has */
+    int32_t row[BK];       /* where they lie */
 } walk;
 
 static bool walk_next(walk *w)
 {
-    const op_attention *a = w->a;
-    int own = a->first_seg[w->s + 1];
-    for (; w->piece <= own; w->piece++, w->at = 0) {
-        op_segment g = w->piece < own ? a->seg[w->piece] : (op_segment){a->start[w->s], w->i0 + w->m};
-        if (w->at >= g.length)
-            continue;
-        w->row = g.start + w->at;
-        w->x = (tile){w->m, min(g.length - w->at, BK), w->piece < own ? BK : w->i0 - w->at};
-        w->at += BK;
-        return true;
+    w->place += w->n;
+    w->n = 0;
+    while (w->piece <= w->pieces && w->n < BK && !(w->apart && w->n && w->at == 0)) {
+        op_segment g = w->piece < w->pieces ? w->seg[w->piece] : w->own;
+        while (w->at < g.length && w->n < BK)
+            w->row[w->n++] = g.start + w->at++;
+        if (w->at == g.length) {
+            w->piece++;
+            w->at = 0;
+        }
     }
-    return false;
+    return w->n > 0;
 }
 
-static walk walk_of(const op_attention *a, int s, int i0)
+/* Row r of a tile sees its columns 0 .. seen - 1 (a window cuts further, in the scores). */
+static int seen(const walk *w, int r)
 {
-    return (walk){.a = a, .s = s, .i0 = i0, .m = min(a->length[s] - i0, BQ), .piece = a->first_seg[s]};
+    return max(min(w->n, w->query + r + 1 - w->place), 0);
 }
 
-/* With a window: do the queries from `query` on see anything of this tile? */
-static bool in_window(const walk *w, int query)
+/* The columns of row r that its group of rows computes, in whole vectors. */
+static int width_of(const walk *w, int r)
 {
-    const int32_t *p = w->a->position;
-    int lowest = p[query], highest = p[w->row];
+    return round_up(seen(w, min(w->m, r / GROUP * GROUP + GROUP) - 1), LANES);
+}
+
+/* The queries i0 .. i0+m-1 of sequence s */
+static walk walk_of(const op_attention *a, int s, int i0, bool apart)
+{
+    int m = min(a->length[s] - i0, BQ), before = 0;
+    for (int e = a->first_seg[s]; e < a->first_seg[s + 1]; e++)
+        before += a->seg[e].length;
+    return (walk){.seg = a->seg + a->first_seg[s], .pieces = a->first_seg[s + 1] - a->first_seg[s], .own = {a->start[s], i0 + m},
+                  .apart = apart, .query = before + i0, .m = m};
+}
+
+/* ---- tiles ---- */
+
+/* S[m, BK] = Q[m, D] Kt[D, BK], where visible */
+static void scores(const walk *w, int D, const float *Q, size_t ldq, const float *Kt, float *S)
+{
+    for (int r = 0; r < w->m; r += GROUP) {
+        int R = min(w->m - r, GROUP);
+        rows_of_units(R, seen(w, r + R - 1), units(D), Q + r * ldq, ldq, Kt, BK, S + r * BK, BK);
+    }
+}
+
+/* O[m, D] += P[m, BK] V[n, D]; P is 0 where not visible */
+static void weigh(const walk *w, int D, const float *P, const float *V, float *O, size_t ld)
+{
+    for (int r = 0; r < w->m; r += GROUP) {
+        int R = min(w->m - r, GROUP);
+        rows(R, D, seen(w, r + R - 1), P + r * BK, BK, 1, V, ld, O + r * ld, ld, true);
+    }
+}
+
+/* dV[n, D] += P[m, BK]^T dO[m, D]: only the queries that see the first key of a group of rows */
+static void collect(const walk *w, int D, const float *P, const float *dO, float *dV, size_t ld)
+{
+    for (int c = 0; c < w->n; c += GROUP) {
+        int first = max(c + w->place - w->query, 0);
+        if (first < w->m)
+            rows(min(w->n - c, GROUP), D, w->m - first, P + first * BK + c, 1, BK, dO + first * ld, ld, dV + c * ld, ld,
+                 true);
+    }
+}
+
+/* What all tasks of a call share: the heads of queries, keys and values, and where they lie. */
+typedef struct operands {
+    int group, D, window;  /* query heads a key-value head */
+    size_t ld, ldu;        /* head width padded to whole vectors, in floats and in units */
+    float scale;
+    const act *q, *k, *v;  /* row 0 of the first head */
+    size_t ldq, ldkv;
+    const int32_t *position, *key_position; /* of the rows of q and of k */
+} operands;
+
+static operands operands_of(const op_attention *a, const act *qkv)
+{
+    size_t key = (size_t)a->H * a->D, value = key + (size_t)a->G * a->D;
+    return (operands){a->H / a->G, a->D, a->window, (size_t)round_up(a->D, 16), (size_t)round_up(units(a->D), 16), a->scale, qkv, qkv + key,
+                   qkv + value, (size_t)a->ld, (size_t)a->ld, a->position, a->position};
+}
+
+/* Sets to -infinity what rows do not see of the columns that are computed. `first` is the first query's row. */
+static void mask(const operands *z, const walk *w, size_t first, float *S)
+{
+    if (!z->window && seen(w, 0) == w->n && w->n % LANES == 0)
+        return;
+    for (int r = 0; r < w->m; r++) {
+        float *s = S + r * BK;
+        for (int c = seen(w, r); c < width_of(w, r); c++)
+            s[c] = -INFINITY;
+        for (int c = 0; z->window && c < seen(w, r); c++)
+            s[c] = z->key_position[w->row[c]] <= z->position[first + r] - z->window ? -INFINITY : s[c];
+    }
+}
+
+/* With a window: do the queries from row `first` on see anything of this tile? */
+static bool in_window(const operands *z, const walk *w, size_t first)
+{
+    if (!z->window)
+        return true;
+    int lowest = z->position[first], highest = z->key_position[w->row[0]];
     for (int r = 1; r < w->m; r++)
-        lowest = min(lowest, p[query + r]);
-    for (int c = 1; c < w->x.n; c++)
-        highest = max(highest, p[w->row + c]);
-    return highest > lowest - w->a->window;
+        lowest = min(lowest, z->position[first + r]);
+    for (int c = 1; c < w->n; c++)
+        highest = max(highest, z->key_position[w->row[c]]);
+    return highest > lowest - z->window;
+}
+
+/* Asks for row i of a list before its turn: rows of a cache are far apart, which no prefetcher guesses. */
+static inline void ask_ahead(int D, const act *x, size_t ldx, const int32_t *row, int i, int n)
+{
+    enum { SOON = 12 };
+    const act *soon = x + (size_t)row[min(i + SOON, n - 1)] * ldx;
+    for (int d = 0; d < D; d += 64 / (int)sizeof(act))
+        __builtin_prefetch(soon + d);
+}
+
+/* The first `count` of n listed rows of one head as floats[count, ld] */
+static void load_listed(int D, const act *x, size_t ldx, const int32_t *row, int count, int n, float *y, size_t ld)
+{
+    for (int i = 0; i < count; i++) {
+        ask_ahead(D, x, ldx, row, i, n);
+        load_row(D, x + (size_t)row[i] * ldx, y + i * ld);
+    }
+}
+
+/* The tile's rows of one head as the columns of xt[D, BK] in units; `room` holds BK rows. */
+static void load_across(const operands *z, const walk *w, const act *x, float *room, float *xt)
+{
+    for (int i = 0; i < w->n; i++) {
+        ask_ahead(z->D, x, z->ldkv, w->row, i, w->n);
+        load_units(z->D, x + (size_t)w->row[i] * z->ldkv, room + i * z->ldu);
+    }
+    transpose(w->n, units(z->D), room, z->ldu, xt);
 }
 
 /* ---- forward ---- */
-
-typedef struct shape {
-    int heads, D, ld; /* query heads a group; head width, and the same padded to whole vectors */
-    size_t key, value, width; /* columns of the first key and value head, and of a row */
-} shape;
-
-static shape shape_of(const op_attention *a)
-{
-    size_t key = (size_t)a->H * a->D, value = key + (size_t)a->G * a->D;
-    return (shape){a->H / a->G, a->D, round_up(a->D, 16), key, value, value + (size_t)a->G * a->D};
-}
 
 /* Rows of the batch that belong to no sequence get zeros, so that they do no harm in products over all rows. */
 static bool has_gaps(const op_attention *a)
@@ -241,75 +178,73 @@ static bool has_gaps(const op_attention *a)
     return rows_owned < a->T;
 }
 
-/* The running softmax of one row: s becomes exp(s - max); *max and *sum move on; returns what older terms shrink by. */
-static float softmax_step(int width, float *s, float *highest, float *sum)
+/* The running softmax: S becomes exp(scale S - highest); highest and sum move on; shrink is what older terms are multiplied by. Rows are done LANES
+ * at a time, so that what is one number a row is a vector too. */
+static void softmax_step(const walk *w, float scale, float *S, float *highest, float *total, float *shrink)
 {
-    float top = *highest, total = 0;
-#pragma omp simd reduction(max : top)
-    for (int c = 0; c < width; c++)
-        top = s[c] > top ? s[c] : top;
-    float off = top == -INFINITY ? 0 : top;
-#pragma omp simd reduction(+ : total)
-    for (int c = 0; c < width; c++) {
-        s[c] = exp1(s[c] - off);
-        total += s[c];
-    }
-    float shrink = exp1(*highest - off);
-    *highest = top;
-    *sum = *sum * shrink + total;
-    return shrink;
-}
-
-static size_t forward_floats(const shape *z)
-{
-    size_t ld = (size_t)z->ld, heads = (size_t)z->heads;
-    return 2 * BK * ld + ld * BK + BQ * BK + heads * BQ * (2 * ld + 2);
-}
-
-static void forward_task(const op_attention *a, const shape *z, int s, int i0, int g, const act *qkv, act *out,
-                         float *lse, float *scratch)
-{
-    size_t ld = (size_t)z->ld, lda = (size_t)a->ld, D = (size_t)z->D;
-    float *K = scratch, *V = K + BK * ld, *Kt = V + BK * ld, *S = Kt + ld * BK, *Q = S + BQ * BK;
-    float *O = Q + z->heads * BQ * ld, *highest = O + z->heads * BQ * ld, *sum = highest + z->heads * BQ;
-    walk w = walk_of(a, s, i0);
-    size_t query = (size_t)(a->start[s] + i0), head = (size_t)g * z->heads;
-    for (int h = 0; h < z->heads; h++) {
-        load(w.m, z->D, a->scale, qkv + query * lda + (head + h) * D, lda, Q + h * BQ * ld, ld);
-        for (int r = 0; r < BQ; r++) {
-            highest[h * BQ + r] = -INFINITY;
-            sum[h * BQ + r] = 0;
+    for (int r0 = 0; r0 < w->m; r0 += LANES) {
+        vec x[LANES];
+        int width[LANES];
+        for (int i = 0; i < LANES; i++) {
+            width[i] = r0 + i < w->m ? width_of(w, r0 + i) : 0;
+            x[i] = (vec){0} - INFINITY;
+            for (int c = 0; c < width[i]; c += LANES)
+                x[i] = larger(x[i], *(const vec *)(S + (r0 + i) * BK + c));
         }
-    }
-    memset(O, 0, (size_t)z->heads * BQ * ld * sizeof *O);
-    while (walk_next(&w)) {
-        if (a->window && !in_window(&w, (int)query))
-            continue;
-        const act *key = qkv + w.row * lda + z->key + g * D;
-        load(w.x.n, z->D, 1, key, lda, K, ld);
-        load(w.x.n, z->D, 1, key + (z->value - z->key), lda, V, ld);
-        transpose(w.x.n, z->D, K, ld, Kt);
-        for (int h = 0; h < z->heads; h++) {
-            float *o = O + h * BQ * ld;
-            scores(&w.x, z->D, Q + h * BQ * ld, ld, Kt, S);
-            for (int r = 0; r < w.m; r++) {
-                int width = round_up(seen(&w.x, min(w.m, r / GROUP * GROUP + GROUP) - 1), LANES);
-                if (width == 0)
-                    continue;
-                mask_row(&w.x, r, width, a->window ? a->position + w.row : NULL,
-                         a->position[query + r] - a->window + 1, S + r * BK);
-                float shrink = softmax_step(width, S + r * BK, &highest[h * BQ + r], &sum[h * BQ + r]);
-                if (shrink != 1)
-#pragma omp simd
-                    for (size_t d = 0; d < ld; d++)
-                        o[r * ld + d] *= shrink;
+        vec before = *(const vec *)(highest + r0), top = larger(before, maxima_of(x) * scale);
+        vec off = (vec)((ints)top & ~(ints)(top == -INFINITY)), less = exp_of(before - off);
+        *(vec *)(highest + r0) = top;
+        *(vec *)(shrink + r0) = less;
+        for (int i = 0; i < LANES; i++) {
+            x[i] = (vec){0};
+            for (int c = 0; c < width[i]; c += LANES) {
+                vec *s = (vec *)(S + (r0 + i) * BK + c);
+                *s = exp_of(*s * scale - off[i]);
+                x[i] += *s;
             }
-            weigh(&w.x, z->D, S, V, o, ld);
+        }
+        *(vec *)(total + r0) = *(const vec *)(total + r0) * less + sums_of(x);
+    }
+}
+
+static size_t forward_floats(const operands *z)
+{
+    return (BK * (z->ld + 2 * z->ldu) + BQ * BK + (size_t)z->group * BQ * (z->ld + z->ldu + 2) + BQ + 15) / 16 * 16;
+}
+
+/* The queries of rows first .. first + w->m - 1 and the heads of group g: out[rows, H D], lse[rows, H] */
+static void forward_task(const operands *z, walk *w, size_t first, int g, int H, act *out, float *lse, float *scratch)
+{
+    size_t ld = z->ld, ldu = z->ldu, D = (size_t)z->D, all = (size_t)z->group * BQ, head = (size_t)g * (size_t)z->group;
+    float *V = scratch, *room = V + BK * ld, *Kt = room + BK * ldu, *S = Kt + BK * ldu, *Q = S + BQ * BK, *O = Q + all * ldu;
+    float *highest = O + all * ld, *sum = highest + all, *shrink = sum + all;
+    for (int h = 0; h < z->group; h++)
+        for (int r = 0; r < w->m; r++)
+            load_units(z->D, z->q + (first + r) * z->ldq + (head + h) * D, Q + (h * BQ + r) * ldu);
+    for (size_t i = 0; i < all; i++) {
+        highest[i] = -INFINITY;
+        sum[i] = 0;
+    }
+    memset(O, 0, all * ld * sizeof *O);
+    while (walk_next(w)) {
+        if (!in_window(z, w, first))
+            continue;
+        load_across(z, w, z->k + g * D, room, Kt);
+        load_listed(z->D, z->v + g * D, z->ldkv, w->row, w->n, w->n, V, ld);
+        for (int h = 0; h < z->group; h++) {
+            float *o = O + h * BQ * ld;
+            scores(w, z->D, Q + h * BQ * ldu, ldu, Kt, S);
+            mask(z, w, first, S);
+            softmax_step(w, z->scale, S, highest + h * BQ, sum + h * BQ, shrink);
+            for (int r = 0; r < w->m; r++)
+                for (size_t d = 0; d < ld && shrink[r] != 1; d += LANES)
+                    *(vec *)(o + r * ld + d) *= shrink[r];
+            weigh(w, z->D, S, V, o, ld);
         }
     }
-    for (int h = 0; h < z->heads; h++)
-        for (int r = 0; r < w.m; r++) {
-            size_t at = (query + r) * a->H + head + h;
+    for (int h = 0; h < z->group; h++)
+        for (int r = 0; r < w->m; r++) {
+            size_t at = (first + r) * H + head + h;
             float total = sum[h * BQ + r];
             store(1, z->D, total > 0 ? 1 / total : 0, O + (h * BQ + r) * ld, ld, out + at * D, D);
             if (lse)
@@ -319,8 +254,8 @@ static void forward_task(const op_attention *a, const shape *z, int s, int i0, i
 
 static op_status attention(const op_attention *a, const void *qkv, void *out, float *lse)
 {
-    shape z = shape_of(a);
-    size_t floats = (forward_floats(&z) + 15) / 16 * 16;
+    operands z = operands_of(a, qkv);
+    size_t floats = forward_floats(&z);
     float *scratch = op_cpu_scratch(OP_SCRATCH_TILES, (size_t)omp_get_max_threads() * floats * sizeof *scratch);
     if (!scratch)
         return OP_ERR_NOMEM;
@@ -334,18 +269,13 @@ static op_status attention(const op_attention *a, const void *qkv, void *out, fl
         int left = tiles - 1 - task / a->G, s = 0; /* the last tile of a sequence is the longest */
         for (; left >= (a->length[s] + BQ - 1) / BQ; s++)
             left -= (a->length[s] + BQ - 1) / BQ;
-        forward_task(a, &z, s, left * BQ, task % a->G, qkv, out, lse, scratch + omp_get_thread_num() * floats);
+        walk w = walk_of(a, s, left * BQ, false);
+        forward_task(&z, &w, (size_t)(a->start[s] + left * BQ), task % a->G, a->H, out, lse, scratch + omp_get_thread_num() * floats);
     }
     return OP_OK;
 }
 
 /* ---- backward ---- */
-
-static size_t backward_floats(const shape *z, int tree_rows)
-{
-    size_t ld = (size_t)z->ld, heads = (size_t)z->heads;
-    return BK * ld + 2 * ld * BK + 2 * BQ * BK + heads * BQ * (3 * ld + 2) + 2 * (size_t)tree_rows * ld + BK * ld;
-}
 
 /* The rows of the batch from the first to the last of a tree. */
 static op_segment tree_rows(const op_attention *a, int tree)
@@ -362,145 +292,210 @@ static op_segment tree_rows(const op_attention *a, int tree)
     return (op_segment){from, max(to - from, 0)};
 }
 
-/* One row: S becomes P = exp(S - lse) and dP becomes dS = P (dP - delta). */
-static void softmax_backward(int width, float *s, float *dp, float lse, float delta)
+static int tree_tiles(const op_attention *a, int tree)
 {
-    float off = lse == -INFINITY ? 0 : lse;
-#pragma omp simd
-    for (int c = 0; c < width; c++) {
-        s[c] = exp1(s[c] - off);
-        dp[c] = s[c] * (dp[c] - delta);
+    int tiles = 0;
+    for (int s = a->tree_first[tree]; s < a->tree_first[tree + 1]; s++)
+        tiles += (a->length[s] + BQ - 1) / BQ;
+    return tiles;
+}
+
+/* S becomes P = exp(scale S - lse) and dP becomes dS = P (dP - delta); both are 0 in columns that no row of a group computes. */
+static void softmax_backward(const walk *w, float scale, float *S, float *dS, const float *lse, const float *delta)
+{
+    for (int r = 0; r < w->m; r++) {
+        float off = lse[r] == -INFINITY ? 0 : lse[r];
+        vec *p = (vec *)(S + r * BK), *ds = (vec *)(dS + r * BK);
+        int c = 0;
+        for (; c < width_of(w, r) / LANES; c++) {
+            p[c] = exp_of(p[c] * scale - off);
+            ds[c] = p[c] * (ds[c] - delta[r]);
+        }
+        for (; c < BK / LANES; c++)
+            p[c] = ds[c] = (vec){0};
     }
 }
 
 typedef struct gradients {
-    const act *qkv, *out, *dout;
+    const op_attention *a;
+    operands z;
+    const act *out, *dout;
     const float *lse;
     act *dqkv;
+    float *scratch;       /* of all threads: fixed floats for tiles, then dK and dV [longest tree, ld] */
+    size_t fixed, floats; /* of one thread */
 } gradients;
 
-/* The gradients of BQ queries of one sequence and of all keys and values that they see. dK and dV are of the tree. */
-static void backward_tile(const op_attention *a, const shape *z, int s, int i0, int g, const gradients *t,
-                          int tree_start, float *dK, float *dV, float *scratch)
+static size_t backward_floats(const operands *z)
 {
-    size_t ld = (size_t)z->ld, lda = (size_t)a->ld, D = (size_t)z->D, all = (size_t)z->heads * BQ;
-    float *K = scratch, *Kt = K + BK * ld, *Vt = Kt + ld * BK, *S = Vt + ld * BK, *dS = S + BQ * BK;
-    float *Q = dS + BQ * BK, *dO = Q + all * ld, *dQ = dO + all * ld, *delta = dQ + all * ld, *lse = delta + all;
-    float *V = lse + all;
-    walk w = walk_of(a, s, i0);
-    size_t query = (size_t)(a->start[s] + i0), head = (size_t)g * z->heads;
-    for (int h = 0; h < z->heads; h++) {
-        load(w.m, z->D, a->scale, t->qkv + query * lda + (head + h) * D, lda, Q + h * BQ * ld, ld);
-        load(w.m, z->D, 1, t->dout + (query * a->H + head + h) * D, a->H * D, dO + h * BQ * ld, ld);
+    return (BK * (z->ld + 3 * z->ldu) + 2 * BQ * BK + (size_t)z->group * BQ * (3 * z->ld + 2 * z->ldu + 2) + 15) / 16 * 16;
+}
+
+/* The gradients of BQ queries of one sequence and of all keys and values that they see. dK and dV are of the tree; dK lacks the scale. */
+static void backward_tile(const gradients *t, int s, int i0, int g, int tree_start, float *dK, float *dV, float *scratch)
+{
+    const operands *z = &t->z;
+    size_t ld = z->ld, ldu = z->ldu, D = (size_t)z->D, all = (size_t)z->group * BQ, head = (size_t)g * (size_t)z->group, H = (size_t)t->a->H;
+    float *K = scratch, *room = K + BK * ld, *Kt = room + BK * ldu, *Vt = Kt + BK * ldu, *S = Vt + BK * ldu, *dS = S + BQ * BK;
+    float *Q = dS + BQ * BK, *dO = Q + all * ld, *dQ = dO + all * ld, *Qu = dQ + all * ld, *dOu = Qu + all * ldu;
+    float *delta = dOu + all * ldu, *lse = delta + all;
+    walk w = walk_of(t->a, s, i0, true);
+    size_t first = (size_t)(t->a->start[s] + i0);
+    for (int h = 0; h < z->group; h++)
         for (int r = 0; r < w.m; r++) {
-            size_t at = (query + r) * a->H + head + h;
-            const act *out = t->out + at * D;
-            const float *dout = dO + (h * BQ + r) * ld;
+            size_t at = (first + r) * H + head + h, i = (size_t)(h * BQ + r);
+            const act *q = z->q + (first + r) * z->ldq + (head + h) * D, *out = t->out + at * D, *dout = t->dout + at * D;
+            load_row(z->D, q, Q + i * ld);
+            load_units(z->D, q, Qu + i * ldu);
+            load_row(z->D, dout, dO + i * ld);
+            load_units(z->D, dout, dOu + i * ldu);
             float sum = 0;
 #pragma omp simd reduction(+ : sum)
             for (int d = 0; d < z->D; d++)
-                sum += dout[d] * from_act1(out[d]);
-            delta[h * BQ + r] = sum;
-            lse[h * BQ + r] = t->lse[at];
+                sum += dO[i * ld + d] * from_act1(out[d]);
+            delta[i] = sum;
+            lse[i] = t->lse[at];
         }
-    }
     memset(dQ, 0, all * ld * sizeof *dQ);
     while (walk_next(&w)) {
-        if (a->window && !in_window(&w, (int)query))
+        if (!in_window(z, &w, first))
             continue;
-        const act *key = t->qkv + w.row * lda + z->key + g * D;
-        load(w.x.n, z->D, 1, key, lda, K, ld);
-        load(w.x.n, z->D, 1, key + (z->value - z->key), lda, V, ld);
-        transpose(w.x.n, z->D, K, ld, Kt);
-        transpose(w.x.n, z->D, V, ld, Vt);
-        float *dk = dK + (w.row - tree_start) * ld, *dv = dV + (w.row - tree_start) * ld;
-        for (int h = 0; h < z->heads; h++) {
+        load_across(z, &w, z->k + g * D, room, Kt);
+        load_across(z, &w, z->v + g * D, room, Vt);
+        load_listed(z->D, z->k + g * D, z->ldkv, w.row, w.n, w.n, K, ld);
+        float *dk = dK + (w.row[0] - tree_start) * ld, *dv = dV + (w.row[0] - tree_start) * ld;
+        for (int h = 0; h < z->group; h++) {
             float *q = Q + h * BQ * ld, *d = dO + h * BQ * ld;
-            scores(&w.x, z->D, q, ld, Kt, S);
-            scores(&w.x, z->D, d, ld, Vt, dS);
-            for (int r = 0; r < w.m; r++) {
-                int width = round_up(seen(&w.x, min(w.m, r / GROUP * GROUP + GROUP) - 1), LANES);
-                mask_row(&w.x, r, width, a->window ? a->position + w.row : NULL,
-                         a->position[query + r] - a->window + 1, S + r * BK);
-                softmax_backward(width, S + r * BK, dS + r * BK, lse[h * BQ + r], delta[h * BQ + r]);
-                for (int c = width; c < BK; c++)
-                    S[r * BK + c] = dS[r * BK + c] = 0;
-            }
-            collect(&w.x, z->D, S, d, dv, ld);
-            collect(&w.x, z->D, dS, q, dk, ld);
-            weigh(&w.x, z->D, dS, K, dQ + h * BQ * ld, ld);
+            scores(&w, z->D, Qu + h * BQ * ldu, ldu, Kt, S);
+            scores(&w, z->D, dOu + h * BQ * ldu, ldu, Vt, dS);
+            mask(z, &w, first, S);
+            softmax_backward(&w, z->scale, S, dS, lse + h * BQ, delta + h * BQ);
+            collect(&w, z->D, S, d, dv, ld);
+            collect(&w, z->D, dS, q, dk, ld);
+            weigh(&w, z->D, dS, K, dQ + h * BQ * ld, ld);
         }
     }
-    for (int h = 0; h < z->heads; h++)
-        store(w.m, z->D, a->scale, dQ + h * BQ * ld, ld, t->dqkv + query * lda + (head + h) * D, lda);
+    for (int h = 0; h < z->group; h++)
+        store(w.m, z->D, z->scale, dQ + h * BQ * ld, ld, t->dqkv + first * z->ldq + (head + h) * D, z->ldq);
+}
+
+/* The i-th of n parts of a task. Tiles cost more the later they are: part 0 takes tiles 0, 2n-1, 2n, 4n-1 and so on. */
+static void backward_part(const gradients *t, int task, int i, int n)
+{
+    const op_attention *a = t->a;
+    int tree = task / a->G, tile = 0;
+    op_segment span = tree_rows(a, tree);
+    float *mine = t->scratch + omp_get_thread_num() * t->floats, *dK = mine + t->fixed, *dV = dK + (size_t)span.length * t->z.ld;
+    memset(dK, 0, 2 * (size_t)span.length * t->z.ld * sizeof *dK);
+    for (int s = a->tree_first[tree]; s < a->tree_first[tree + 1]; s++)
+        for (int i0 = 0; i0 < a->length[s]; i0 += BQ, tile++)
+            if ((tile / n % 2 ? n - 1 - tile % n : tile % n) == i)
+                backward_tile(t, s, i0, task % a->G, span.start, dK, dV, mine);
+}
+
+/* Adds the sums of n threads from `from` on up, for the i-th of n parts of each sequence's rows, and rounds them. */
+static void backward_finish(const gradients *t, int task, int from, int i, int n)
+{
+    const op_attention *a = t->a;
+    int tree = task / a->G;
+    op_segment span = tree_rows(a, tree);
+    size_t ld = t->z.ld, D = (size_t)t->z.D, area = (size_t)span.length * ld, key = ((size_t)a->H + task % a->G) * D;
+    float *dK = t->scratch + from * t->floats + t->fixed;
+    for (int s = a->tree_first[tree]; s < a->tree_first[tree + 1]; s++) {
+        int first = (int)((int64_t)a->length[s] * i / n), count = (int)((int64_t)a->length[s] * (i + 1) / n) - first, row = a->start[s] + first;
+        float *dk = dK + (row - span.start) * ld, *dv = dk + area;
+        for (int j = 1; j < n; j++)
+            for (size_t d = 0; d < count * ld; d += LANES) {
+                *(vec *)(dk + d) += *(vec *)(dk + d + j * t->floats);
+                *(vec *)(dv + d) += *(vec *)(dv + d + j * t->floats);
+            }
+        store(count, t->z.D, a->scale, dk, ld, t->dqkv + (size_t)row * t->z.ldq + key, t->z.ldq);
+        store(count, t->z.D, 1, dv, ld, t->dqkv + (size_t)row * t->z.ldq + key + a->G * D, t->z.ldq);
+    }
+}
+
+/* Is a call over earlier if all threads work at one task after the other? By the tiles of the longest thread. */
+static bool one_by_one(const op_attention *a)
+{
+    int64_t threads = omp_get_max_threads(), tasks = (int64_t)a->n_trees * a->G, longest = 0, together = 0;
+    for (int tree = 0; tree < a->n_trees; tree++) {
+        int tiles = tree_tiles(a, tree);
+        longest = max((int)longest, tiles);
+        together += a->G * ((tiles + threads - 1) / threads);
+    }
+    return together < (tasks + threads - 1) / threads * longest;
 }
 
 static op_status attention_backward(const op_attention *a, const void *qkv, const void *out, const float *lse,
                                     const void *dout, void *dqkv)
 {
-    shape z = shape_of(a);
-    int longest = 0;
+    gradients t = {.a = a, .z = operands_of(a, qkv), .out = out, .dout = dout, .lse = lse, .dqkv = dqkv};
+    int longest = 0, tasks = a->n_trees * a->G;
     for (int tree = 0; tree < a->n_trees; tree++)
         longest = max(longest, tree_rows(a, tree).length);
-    size_t fixed = backward_floats(&z, 0), floats = (backward_floats(&z, longest) + 15) / 16 * 16;
-    float *scratch = op_cpu_scratch(OP_SCRATCH_TILES, (size_t)omp_get_max_threads() * floats * sizeof *scratch);
-    if (!scratch)
+    t.fixed = backward_floats(&t.z);
+    t.floats = t.fixed + 2 * (size_t)longest * t.z.ld;
+    t.scratch = op_cpu_scratch(OP_SCRATCH_TILES, (size_t)omp_get_max_threads() * t.floats * sizeof(float));
+    if (!t.scratch)
         return OP_ERR_NOMEM;
-    gradients t = {qkv, out, dout, lse, dqkv};
     if (has_gaps(a))
         memset(dqkv, 0, (size_t)a->T * a->ld * sizeof(act));
-#pragma omp parallel for schedule(dynamic)
-    for (int task = 0; task < a->n_trees * a->G; task++) {
-        int tree = task / a->G, g = task % a->G;
-        op_segment span = tree_rows(a, tree);
-        float *mine = scratch + omp_get_thread_num() * floats, *dK = mine + fixed;
-        size_t ld = (size_t)z.ld, area = (size_t)span.length * ld;
-        memset(dK, 0, 2 * area * sizeof *dK);
-        for (int s = a->tree_first[tree]; s < a->tree_first[tree + 1]; s++)
-            for (int i0 = 0; i0 < a->length[s]; i0 += BQ)
-                backward_tile(a, &z, s, i0, g, &t, span.start, dK, dK + area, mine);
-        for (int s = a->tree_first[tree]; s < a->tree_first[tree + 1]; s++) {
-            const float *dk = dK + (a->start[s] - span.start) * ld;
-            act *key = t.dqkv + (size_t)a->start[s] * a->ld + z.key + g * (size_t)z.D;
-            store(a->length[s], z.D, 1, dk, ld, key, (size_t)a->ld);
-            store(a->length[s], z.D, 1, dk + area, ld, key + (z.value - z.key), (size_t)a->ld);
+    if (one_by_one(a)) {
+#pragma omp parallel
+        for (int task = 0, i = omp_get_thread_num(), n = omp_get_num_threads(); task < tasks; task++) {
+            backward_part(&t, task, i, n);
+#pragma omp barrier
+            backward_finish(&t, task, 0, i, n);
+#pragma omp barrier
         }
+        return OP_OK;
+    }
+#pragma omp parallel for schedule(dynamic)
+    for (int task = 0; task < tasks; task++) {
+        backward_part(&t, task, 0, 1);
+        backward_finish(&t, task, omp_get_thread_num(), 0, 1);
+    }
+    return OP_OK;
+}
+
+/* ---- prompts ---- */
+
+/* Does row r see what the row before it sees, and one row more? */
+static bool continues(const op_cached_attention *a, int r)
+{
+    const op_segment *x = a->seg + a->first_seg[r - 1], *y = a->seg + a->first_seg[r];
+    int n = a->first_seg[r + 1] - a->first_seg[r];
+    return n > 0 && n == a->first_seg[r] - a->first_seg[r - 1] && memcmp(x, y, (size_t)(n - 1) * sizeof *x) == 0 &&
+           x[n - 1].start == y[n - 1].start && x[n - 1].length + 1 == y[n - 1].length;
+}
+
+/* Tiles of rows that continue one another, which share the keys of the last of them */
+static op_status attention_prompts(const op_cached_attention *a, const void *q, const void *k, const void *v, void *out)
+{
+    operands z = {a->H / a->G, a->D, a->window, (size_t)round_up(a->D, 16), (size_t)round_up(units(a->D), 16), a->scale, q, k, v,
+               (size_t)a->ldq, (size_t)a->ldkv, a->position, a->key_position};
+    size_t floats = forward_floats(&z), list = (size_t)round_up(a->R + 1, 16);
+    float *scratch = op_cpu_scratch(OP_SCRATCH_TILES, ((size_t)omp_get_max_threads() * floats + list) * sizeof *scratch);
+    if (!scratch)
+        return OP_ERR_NOMEM;
+    int32_t *first = (int32_t *)scratch;
+    int tiles = 0;
+    for (int r = 0; r < a->R; r++)
+        if (r == 0 || r - first[tiles - 1] == BQ || !continues(a, r))
+            first[tiles++] = r;
+    first[tiles] = a->R;
+#pragma omp parallel for schedule(dynamic)
+    for (int task = 0; task < tiles * a->G; task++) {
+        int r = first[task / a->G], m = first[task / a->G + 1] - r, last = r + m - 1, keys = 0;
+        for (int e = a->first_seg[last]; e < a->first_seg[last + 1]; e++)
+            keys += a->seg[e].length;
+        walk w = {.seg = a->seg + a->first_seg[last], .pieces = a->first_seg[last + 1] - a->first_seg[last], .query = keys - m, .m = m};
+        forward_task(&z, &w, (size_t)r, task % a->G, a->H, out, NULL, scratch + list + omp_get_thread_num() * floats);
     }
     return OP_OK;
 }
 
 /* ---- generation ---- */
-
-/* MERGE(a, b, m) adds neighbouring runs of m lanes of a and of b and interleaves the sums: lane l takes those of a where l is even. After
- * merging x[i] with x[i + n/2] for n = LANES, LANES/2 .. 2 and m = 1, 2, 4 .. lane i holds the sum of x[i], for each added in the same order. */
-#define FIRST(l, m) ((l) % 2 * LANES + (l) / (2 * (m)) * (2 * (m)) + (l) % (2 * (m)) / 2)
-#define SECOND(l, m) (FIRST(l, m) + (m))
-#define FOUR(F, l, m) F(l, m), F(l + 1, m), F(l + 2, m), F(l + 3, m)
-#if defined(__AVX512F__)
-#define LANES_OF(F, m) FOUR(F, 0, m), FOUR(F, 4, m), FOUR(F, 8, m), FOUR(F, 12, m)
-#elif defined(__AVX__)
-#define LANES_OF(F, m) FOUR(F, 0, m), FOUR(F, 4, m)
-#else
-#define LANES_OF(F, m) FOUR(F, 0, m)
-#endif
-#define MERGE(a, b, m) (__builtin_shufflevector(a, b, LANES_OF(FIRST, m)) + __builtin_shufflevector(a, b, LANES_OF(SECOND, m)))
-
-/* The sums of LANES vectors as one; x is used up. */
-static inline vec sums_of(vec *x)
-{
-    for (int i = 0; i < LANES / 2; i++)
-        x[i] = MERGE(x[i], x[i + LANES / 2], 1);
-    for (int i = 0; i < LANES / 4; i++)
-        x[i] = MERGE(x[i], x[i + LANES / 4], 2);
-#if defined(__AVX__)
-    for (int i = 0; i < LANES / 8; i++)
-        x[i] = MERGE(x[i], x[i + LANES / 8], 4);
-#endif
-#if defined(__AVX512F__)
-    x[0] = MERGE(x[0], x[1], 8);
-#endif
-    return x[0];
-}
 
 /* p[i] = q K[i], n keys rounded up to LANES, vectors of a row: constant where this is inlined, so that q stays in registers. */
 static inline __attribute__((always_inline)) void dots(int vectors, int n, const float *q, const float *K, size_t ld, float *p)
@@ -533,16 +528,21 @@ static size_t cached_floats(int heads, int ld, int keys)
     return ((size_t)heads * (2 * (size_t)ld + (size_t)keys) + BK * (size_t)ld + (size_t)keys + 15) / 16 * 16; /* keys: a multiple of 16 */
 }
 
-/* Rows first .. first + count - 1 of the list, as floats. The cache's rows are G D apart, which no prefetcher guesses: each is asked for before its turn. */
-static void load_keys(int D, const act *cache, size_t ld_cache, const int32_t *key, int n, int first, int count, float *out, int ld)
+/* The softmax of one row, in place */
+static void softmax_row(int n, float *s)
 {
-    enum { SOON = 12 };
-    for (int j = first; j < first + count; j++) {
-        const act *soon = cache + (size_t)key[min(j + SOON, n - 1)] * ld_cache;
-        for (int d = 0; d < D; d += 64 / (int)sizeof(act))
-            __builtin_prefetch(soon + d);
-        load(1, D, 1, cache + (size_t)key[j] * ld_cache, 0, out + (j - first) * ld, 0);
+    float top = -INFINITY, total = 0;
+#pragma omp simd reduction(max : top)
+    for (int j = 0; j < n; j++)
+        top = s[j] > top ? s[j] : top;
+#pragma omp simd reduction(+ : total)
+    for (int j = 0; j < n; j++) {
+        s[j] = exp1(s[j] - top);
+        total += s[j];
     }
+    float share = total > 0 ? 1 / total : 0;
+    for (int j = 0; j < n; j++)
+        s[j] *= share;
 }
 
 /* One row and one key-value head. Sums run over the keys one by one, whatever tile they are in, so that the result is the
@@ -555,26 +555,23 @@ static void cached_task(const op_cached_attention *a, int keys, int r, int g, co
     int32_t *key = (int32_t *)(P + (size_t)heads * keys);
     int n = visible_keys(a, r, key);
     memset(Q, 0, (size_t)(heads * 2 + BK) * ld * sizeof *Q); /* dots run over the padding of D, and over old keys behind the last */
-    load(heads, D, a->scale, q + (size_t)r * a->ldq + (size_t)g * heads * D, (size_t)D, Q, (size_t)ld);
+    for (int h = 0; h < heads; h++)
+        for (int d = 0; d < D; d++)
+            Q[h * ld + d] = from_act1(q[(size_t)r * a->ldq + (size_t)(g * heads + h) * D + d]) * a->scale;
     for (int j0 = 0; j0 < n; j0 += BK) {
         int count = min(n - j0, BK);
-        load_keys(D, k + (size_t)g * D, (size_t)a->ldkv, key, n, j0, count, V, ld);
+        load_listed(D, k + (size_t)g * D, (size_t)a->ldkv, key + j0, count, n - j0, V, (size_t)ld);
         for (int h = 0; h < heads; h++)
             if (ld == 64)
                 dots(64 / LANES, count, Q + h * ld, V, (size_t)ld, P + (size_t)h * keys + j0);
             else
                 dots(ld / LANES, count, Q + h * ld, V, (size_t)ld, P + (size_t)h * keys + j0);
     }
-    for (int h = 0; h < heads; h++) {
-        float highest = -INFINITY, sum = 0, *p = P + (size_t)h * keys;
-        softmax_step(n, p, &highest, &sum);
-        float share = sum > 0 ? 1 / sum : 0;
-        for (int j = 0; j < n; j++)
-            p[j] *= share;
-    }
+    for (int h = 0; h < heads; h++)
+        softmax_row(n, P + (size_t)h * keys);
     for (int j0 = 0; j0 < n; j0 += BK) {
         int count = min(n - j0, BK);
-        load_keys(D, v + (size_t)g * D, (size_t)a->ldkv, key, n, j0, count, V, ld);
+        load_listed(D, v + (size_t)g * D, (size_t)a->ldkv, key + j0, count, n - j0, V, (size_t)ld);
         for (int h = 0; h < heads; h += GROUP)
             rows(min(heads - h, GROUP), D, count, P + (size_t)h * keys + j0, (size_t)keys, 1, V, (size_t)ld,
                  O + h * ld, (size_t)ld, true);
@@ -584,6 +581,8 @@ static void cached_task(const op_cached_attention *a, int keys, int r, int g, co
 
 static op_status attention_cached(const op_cached_attention *a, const void *q, const void *k, const void *v, void *out)
 {
+    if (a->prompts)
+        return attention_prompts(a, q, k, v, out);
     int most = 0;
     for (int r = 0; r < a->R; r++) {
         int keys = 0;

@@ -26,6 +26,7 @@ OP_CPU_LEVEL(f32, v4)
 OP_CPU_LEVEL(bf16, v2)
 OP_CPU_LEVEL(bf16, v3)
 OP_CPU_LEVEL(bf16, v4)
+void op_cpu_attention_bf16_v4bf16(op_ops *t);
 
 /* decode_bf16.c: a packed weight [N, K], seen by the kernel of generation; its layout is described there. */
 typedef struct op_panels {

@@ -1,6 +1,7 @@
 /* ops/cpu/simd.h: what the files that are compiled several times share: the activation type and the exponential.
  *
- * The build defines OP_ACT (f32 or bf16), OP_ACT_BF16 (0 or 1) and OP_LEVEL (v2, v3, v4, or vnni for decode_quantised.c alone). */
+ * The build defines OP_ACT (f32 or bf16), OP_ACT_BF16 (0 or 1) and OP_LEVEL (v2, v3, v4; vnni for decode_quantised.c alone, v4bf16 for
+ * attention.c alone). */
 #ifndef OP_OPS_CPU_SIMD_H
 #define OP_OPS_CPU_SIMD_H
 
