@@ -196,13 +196,22 @@ static op_status learn_general(op_learner *l, const scratch *s, double *loss, op
     return status ? status : learn_parts(l, s, e);
 }
 
+/* Half a gigabyte for a model of 135M: all threads share it. */
+static void clear(char *p, size_t bytes)
+{
+    const size_t part = (size_t)1 << 20;
+#pragma omp parallel for schedule(static) if (bytes > part)
+    for (size_t first = 0; first < bytes; first += part)
+        memset(p + first, 0, bytes - first < part ? bytes - first : part);
+}
+
 static void clear_gradients(op_learner *l)
 {
     const op_params *p = &l->params;
     if (p->grads)
-        memset(p->grads, 0, p->n * sizeof *p->grads);
+        clear((char *)p->grads, p->n * sizeof *p->grads);
     for (size_t i = 0; i < p->n_table && !p->grads; i++)
-        memset(p->table[i].grad, 0, p->table[i].n * (p->table[i].grad_act ? l->ops->act_size : sizeof(float)));
+        clear(p->table[i].grad, p->table[i].n * (p->table[i].grad_act ? l->ops->act_size : sizeof(float)));
 }
 
 op_status op_learner_gradient(op_learner *l, const op_item *items, size_t n, op_step_stats *stats, op_error *e)
