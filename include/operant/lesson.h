@@ -27,12 +27,16 @@
 typedef enum op_baseline { OP_BASELINE_NONE, OP_BASELINE_GROUP, OP_BASELINE_LEAVE_ONE_OUT, OP_BASELINE_RUNNING } op_baseline;
 #define OP_BASELINE_CHOICES "none|group|leave_one_out|running"
 
+typedef enum op_kl_kind { OP_KL_SAMPLED, OP_KL_FULL } op_kl_kind;
+#define OP_KL_CHOICES "sampled|full"
+
 typedef struct op_lesson_options {
     double outcome_weight, mark_weight; /* default 1, 1 */
     op_baseline baseline;               /* default group; a group with one reward uses the running one */
     bool divide_by_deviation;           /* GRPO (2402.03300): by the group's deviation (n - 1) + 1e-4; default false */
     double clip_low, clip_high;         /* default 0.2, 0.28 */
     double kl;                          /* beta of the KL term, over all response tokens of the trials learned from; default 0 */
+    op_kl_kind kl_kind;                 /* estimated from the sampled token (k3), or exact over the vocabulary, for one more pass of the reference; default sampled */
     double constant_length;             /* Z = trials * this; 0: the number of tokens with an advantage */
     bool per_sequence_mean;             /* GRPO: a mean over each response, then over trials: its length does not count; default false */
     op_preference_type preference;      /* default dpo */
@@ -83,7 +87,7 @@ typedef struct op_lesson_stats {
     op_step_stats step;   /* weight: the tokens whose log p mattered */
     double policy_loss, preference_loss, kto_loss, imitation_loss; /* before their weights; NAN without */
     double entropy;       /* of the policy at the tokens of the policy term, nats; sampled estimate -mean log p; NAN without */
-    double kl;            /* to the reference (mean k3), NAN without; to the behaviour: */
+    double kl;            /* to the reference (mean k3, or exact), NAN without; to the behaviour: */
     double behaviour_kl;  /* NAN if it is not known */
     double sampling_gap;  /* mean |log p of the sampler - log p of the training forward| of trials recomputed in this update, NAN without */
     double clip_fraction; /* of policy tokens */

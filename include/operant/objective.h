@@ -31,6 +31,9 @@ typedef struct op_objective {
     /* Fills slope[T] and *loss (this micro-batch's share of the step's loss; NaN-free). With logp NULL loss is left alone. */
     op_status (*eval)(void *ctx, const op_batch *b, const op_signal *s, const float *logp, float *slope, double *loss,
                       op_error *e);
+    /* Told of every micro-batch that is learned from, after its forward pass and before its log p: its tokens are first .. of those that eval has seen. For what
+     * needs whole distributions (op_model_set_logits_hook). NULL: not told. */
+    op_status (*part)(void *ctx, const op_batch *b, int32_t first, op_error *e);
 } op_objective;
 
 /* The simplest objective: L = -(1/Z) sum_t weight_t log p_t. With weights 0 and 1 it is supervised fine-tuning; a negative weight teaches away. */
@@ -48,6 +51,10 @@ op_objective op_objective_policy(const op_policy *p);
 /* L = (1/Z) sum_t w_t (ref/pi - log(ref/pi) - 1): an estimate of KL(pi || ref) from the tokens that pi drew (Schulman's k3, as in GRPO: 2402.03300).
  * Tokens whose reference is unknown are left out. */
 op_objective op_objective_kl(void);
+
+/* The same divergence exactly, of one token from the logits [V] of both: returns KL = sum_v pi_v (log pi_v - log ref_v), and
+ * dlogits[v] = weight d KL / d logit_v = weight pi_v (log pi_v - log ref_v - KL). It has no variance; it costs the reference's logits. */
+double op_full_kl(int32_t V, const float *logits, const float *reference, double weight, float *dlogits);
 
 /* L = -(1/Z) sum_t |w_t| log(1 - pi_t) (unlikelihood: 1908.04319); only negative weights count. Beyond pi = 1 - 1e-6 it is
  * a straight line. */

@@ -107,7 +107,10 @@ static op_status run_part(op_learner *l, int32_t part, const op_how *how, const 
 {
     op_batch b = op_pack_part(&l->pack, part);
     int32_t at = l->pack.parts[part].token;
+    const op_objective *f = &l->options.objective;
     op_status status = op_model_forward(l->model, l->pass, &b, how, e);
+    if (!status && learn && f->part)
+        status = f->part(f->ctx, &b, at, e);
     if (!status)
         status = op_model_logprobs(l->model, l->pass, s->want + at, learn ? s->slope + at : NULL, s->logp + at, e);
     if (!status && learn)
@@ -175,13 +178,14 @@ static op_status learn_linear(op_learner *l, const scratch *s, double *loss, op_
     return f->eval(f->ctx, &whole, &signal, s->logp, s->dropped, loss, e);
 }
 
-/* The slopes depend on every log p of the step, so these come first; the activations are still there if the step is one part. */
+/* The slopes depend on every log p of the step, so these come first; the activations are still there if the step is one part (which an
+ * objective that looks at whole distributions has not seen yet). */
 static op_status learn_general(op_learner *l, const scratch *s, double *loss, op_error *e)
 {
     const op_objective *f = &l->options.objective;
     op_batch whole = op_pack_whole(&l->pack);
     op_signal signal = op_pack_signal(&l->pack);
-    bool once = l->pack.n_parts == 1 && op_parallel_size(l->options.parallel) == 1;
+    bool once = l->pack.n_parts == 1 && !f->part && op_parallel_size(l->options.parallel) == 1;
     op_status status = OP_OK;
     for (int32_t k = first_part(l); !status && k < l->pack.n_parts; k = next_part(l, k)) {
         op_how how = how_to_learn(l, k, once);

@@ -11,9 +11,9 @@ static op_status no_memory(op_error *e)
     return op_error_set(e, OP_ERR_NOMEM, "out of memory for a lesson");
 }
 
-static bool needs_reference(const lesson_item *x)
+static bool needs_reference(const op_lesson *l, const lesson_item *x)
 {
-    return x->weight[TERM_KL] || x->weight[TERM_PREFERENCE] || x->weight[TERM_KTO];
+    return (x->weight[TERM_KL] && l->options.kl_kind == OP_KL_SAMPLED) || x->weight[TERM_PREFERENCE] || x->weight[TERM_KTO];
 }
 
 /* log p under the reference of the items that need it and do not have it yet. */
@@ -30,7 +30,7 @@ static op_status add_reference(op_lesson *l, op_learner *learner, op_model *refe
         return no_memory(e);
     for (size_t i = 0; i < l->n_items; i++) {
         lesson_item *x = &l->items[i];
-        if (x->reference || !needs_reference(x))
+        if (x->reference || !needs_reference(l, x))
             continue;
         of[n] = x;
         logp[n] = op_arena_alloc(&l->arena, (size_t)x->n * sizeof **logp);
@@ -56,6 +56,8 @@ typedef struct update {
     op_kto kto;
     op_objective_term terms[TERM_COUNT];
     op_objective_sum all;
+    full_kl *full; /* NULL: no such term */
+    double full_scale;
 } update;
 
 static op_status eval(void *ctx, const op_batch *b, const op_signal *s, const float *logp, float *slope, double *loss, op_error *e)
@@ -66,7 +68,14 @@ static op_status eval(void *ctx, const op_batch *b, const op_signal *s, const fl
         if (i >= 0)
             memcpy(u->lesson->items[i].logp + b->seqs[q].branch, logp + b->seqs[q].start, (size_t)b->seqs[q].length * sizeof *logp);
     }
-    return u->sum.eval(u->sum.ctx, b, s, logp, slope, loss, e);
+    op_status status = u->full ? full_kl_weigh(u->full, u->lesson, b, s, u->full_scale, e) : OP_OK;
+    return status ? status : u->sum.eval(u->sum.ctx, b, s, logp, slope, loss, e);
+}
+
+static op_status part(void *ctx, const op_batch *b, int32_t first, op_error *e)
+{
+    update *u = ctx;
+    return full_kl_part(u->full, b, first, e);
 }
 
 /* Scale and normaliser of every term; a term that sees no item is left out. */
@@ -75,7 +84,9 @@ static void set_terms(update *u, const op_lesson *l)
     const op_lesson_options *o = &l->options;
     double trials = (double)l->trials, constant = o->constant_length > 0 ? trials * o->constant_length : o->per_sequence_mean ? trials : 0;
     u->terms[TERM_POLICY] = (op_objective_term){op_objective_policy(&u->policy), 1, constant > 0 ? constant : l->policy_tokens, NULL, NAN};
-    u->terms[TERM_KL] = (op_objective_term){op_objective_kl(), o->kl, constant > 0 ? constant : l->kl_tokens, NULL, NAN};
+    bool full = o->kl_kind == OP_KL_FULL;
+    u->terms[TERM_KL] = (op_objective_term){op_objective_kl(), full ? 0 : o->kl, constant > 0 ? constant : l->kl_tokens, NULL, NAN};
+    u->full_scale = full && l->kl_tokens > 0 ? o->kl / u->terms[TERM_KL].normaliser : 0;
     u->terms[TERM_PREFERENCE] =
         (op_objective_term){op_objective_preference(&u->preference), o->preference_weight, (double)l->n_pairs, NULL, NAN};
     u->terms[TERM_KTO] = (op_objective_term){op_objective_kto(&u->kto), o->kto_weight, (double)l->n_judged, NULL, NAN};
@@ -145,7 +156,7 @@ static void token_stats(const op_lesson *l, op_lesson_stats *s)
         const float *w = x->weight[TERM_POLICY];
         for (int32_t t = 0; t < x->n; t++) {
             double logp = x->logp[t], gone;
-            if (x->weight[TERM_KL] && x->weight[TERM_KL][t] != 0 && x->reference)
+            if (x->weight[TERM_KL] && x->weight[TERM_KL][t] != 0 && x->reference && l->options.kl_kind == OP_KL_SAMPLED)
                 add(&kl, k3((double)x->reference[t] - logp));
             if (!w || w[t] == 0)
                 continue;
@@ -158,7 +169,7 @@ static void token_stats(const op_lesson *l, op_lesson_stats *s)
         }
     }
     s->entropy = value(entropy);
-    s->kl = value(kl);
+    s->kl = kl.n ? value(kl) : s->kl;
     s->behaviour_kl = value(behaviour);
     s->clip_fraction = clipped.n ? value(clipped) : 0;
 }
@@ -197,7 +208,28 @@ static double recompute(op_lesson *l, const bool *fresh)
 
 /* ---- */
 
-static op_status learn(op_lesson *l, op_learner *learner, const char *policy, double lr, op_lesson_stats *stats, op_error *e)
+/* The step, with the exact KL term if the lesson has one. */
+static op_status step(update *u, op_learner *learner, op_model *reference, const op_item *items, double lr, op_lesson_stats *stats, op_error *e)
+{
+    full_kl full;
+    op_status status = OP_OK;
+    if (u->full_scale > 0) {
+        u->full = &full;
+        status = full_kl_begin(&full, learner, reference, e);
+    }
+    op_objective own = op_learner_set_objective(learner, (op_objective){.name = "lesson", .ctx = u, .linear = u->sum.linear, .eval = eval, .part = u->full ? part : NULL});
+    if (!status)
+        status = op_learner_step(learner, items, u->lesson->n_items, lr, &stats->step, e);
+    op_learner_set_objective(learner, own);
+    if (u->full) {
+        stats->step.loss += full.loss;
+        stats->kl = full.tokens ? full.sum / (double)full.tokens : NAN;
+        full_kl_end(&full);
+    }
+    return status;
+}
+
+static op_status learn(op_lesson *l, op_learner *learner, op_model *reference, const char *policy, double lr, op_lesson_stats *stats, op_error *e)
 {
     op_item *items = op_arena_alloc(&l->step, l->n_items * sizeof *items);
     bool *fresh = op_arena_alloc(&l->step, l->n_items * sizeof *fresh), all_fresh = true;
@@ -213,9 +245,7 @@ static op_status learn(op_lesson *l, op_learner *learner, const char *policy, do
     op_status status = make_update(&u, l, all_fresh, e);
     if (status)
         return status;
-    op_objective own = op_learner_set_objective(learner, (op_objective){.name = "lesson", .ctx = &u, .linear = u.sum.linear, .eval = eval});
-    status = op_learner_step(learner, items, l->n_items, lr, &stats->step, e);
-    op_learner_set_objective(learner, own);
+    status = step(&u, learner, reference, items, lr, stats, e);
     if (status)
         return status;
     stats->sampling_gap = recompute(l, fresh);
@@ -234,5 +264,5 @@ op_status op_lesson_learn(op_lesson *l, op_learner *learner, op_model *reference
         return OP_OK;
     op_arena_reset(&l->step);
     op_status status = add_reference(l, learner, reference, e);
-    return status ? status : learn(l, learner, policy, lr, stats, e);
+    return status ? status : learn(l, learner, reference, policy, lr, stats, e);
 }

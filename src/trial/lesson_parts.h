@@ -38,4 +38,30 @@ struct op_lesson {
     double policy_tokens, kl_tokens, imitation_size;      /* what the terms are divided by, unless the options say otherwise */
 };
 
+/* ---- lesson_full_kl.c ---- */
+
+/* The exact KL term during one update. */
+typedef struct full_kl {
+    op_model *learning, *reference; /* may be one and the same: then the reference is it without its adapter */
+    int32_t adapter;     /* of the reference */
+    op_pass *pass;       /* of the reference over the micro-batch at work */
+    int32_t first;       /* that micro-batch's first token among those of the step */
+    const float *weight; /* [T] of the step; NULL: not known yet */
+    int32_t *before;     /* [T] the row that predicts each token of the micro-batch */
+    op_seq *seqs;
+    float *logits;       /* [cap, V] the reference's */
+    int32_t *rows, cap;  /* [cap] */
+    double *kl;          /* [cap] */
+    double loss, sum;    /* out: weighted, and of the KL itself */
+    int64_t tokens;
+} full_kl;
+
+/* `reference` as op_lesson_learn takes it. Ended also after a failure. */
+op_status full_kl_begin(full_kl *f, op_learner *learner, op_model *reference, op_error *e);
+void full_kl_end(full_kl *f);
+/* What every token of the step weighs: `scale` times its weight in the KL term. */
+op_status full_kl_weigh(full_kl *f, op_lesson *l, const op_batch *b, const op_signal *s, double scale, op_error *e);
+/* op_objective.part */
+op_status full_kl_part(full_kl *f, const op_batch *b, int32_t first, op_error *e);
+
 #endif

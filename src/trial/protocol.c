@@ -49,6 +49,7 @@ const op_option op_stage_table[] = {
     {"lesson.clip_low", OP_OPTION_FLOAT, LESSON(clip_low), "0.2", 0, 1, NULL, "a token's ratio to the sampling policy is clipped below 1 minus this"},
     {"lesson.clip_high", OP_OPTION_FLOAT, LESSON(clip_high), "0.28", 0, 1e6, NULL, "and above 1 plus this"},
     {"lesson.kl", OP_OPTION_FLOAT, LESSON(kl), "0", 0, 1e6, NULL, "weight of the KL divergence from the reference"},
+    {"lesson.kl_kind", OP_OPTION_CHOICE, LESSON(kl_kind), "sampled", 0, 0, OP_KL_CHOICES, "estimated from the tokens sampled, or exact over the vocabulary"},
     {"lesson.constant_length", OP_OPTION_FLOAT, LESSON(constant_length), "0", 0, 1e9, NULL, "the loss is divided by trials times this; 0: by the tokens with an advantage"},
     {"lesson.per_sequence_mean", OP_OPTION_BOOL, LESSON(per_sequence_mean), "false", 0, 0, NULL, "a mean over each response first, as GRPO does"},
     {"lesson.preference", OP_OPTION_CHOICE, LESSON(preference), "dpo", 0, 0, "dpo|ipo|hinge", "loss of a preferred pair"},
@@ -262,7 +263,7 @@ static op_status read_stage(op_protocol *p, op_stage_plan *plan, const json_t *o
     plan->teacher = own_or_default(object, p->root, "teacher");
     plan->schedule = own_or_default(object, p->root, "schedule");
     plan->cues = own_or_default(object, p->root, "cues");
-    if (!plan->cues)
+    if (!plan->cues && !s->method->asks_nothing)
         return op_error_set(e, OP_ERR_ARG, "%s: key \"cues\" is not set, here or at the top", name);
     op_reinforce_options unused;
     status = plan->schedule ? op_reinforce_from_json(&unused, plan->schedule, 0, e) : OP_OK;

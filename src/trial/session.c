@@ -8,6 +8,7 @@
 
 #include "base/mem.h"
 #include "base/rng.h"
+#include "trial/settings.h"
 
 static op_status no_memory(op_error *e)
 {
@@ -536,6 +537,11 @@ op_lesson *op_session_lesson(op_session *s)
 const op_chat *op_session_chat(const op_session *s)
 {
     return &s->subject.chat;
+}
+
+op_status op_session_path(const op_session *s, const char *file, char **out, op_error *e)
+{
+    return op_settings_path(out, s->room.dir, file, e);
 }
 
 const op_subject *op_session_subject(const op_session *s)

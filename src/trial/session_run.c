@@ -83,7 +83,7 @@ static op_status open_parts(run *r, op_error *e)
     op_reinforce_options schedule;
     s->stage = &plan->stage;
     s->memory = json_object();
-    op_status status = s->memory ? open_source(r, plan->cues, e) : no_memory(e);
+    op_status status = s->memory ? plan->cues ? open_source(r, plan->cues, e) : OP_OK : no_memory(e);
     if (!status && plan->teacher)
         status = op_teacher_open(&s->teacher, plan->teacher, &s->room, r->kit->teachers, e);
     json_t *every = plan->schedule ? NULL : json_pack("{ss}", "type", "continuous");

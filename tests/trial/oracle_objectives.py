@@ -119,3 +119,16 @@ for name, f in CASES.items():
     loss.backward()
     assert torch.isfinite(lp.grad).all() and lp.grad.abs().max() > 1e-3, name
     print(array("double", "expected_" + name, [loss.item()] + lp.grad.tolist(), lambda v: f"{v:.17g}"), end="")
+
+# The exact divergence of whole distributions: near, far and equal ones, one of them all but certain of a token.
+V, KL_WEIGHTS = 9, [1.0, 0.25, -0.5, 2.0]
+z = f32(2 * torch.randn(len(KL_WEIGHTS), V))
+r = f32(z + torch.tensor([[0.01], [3.0], [0.0], [1.0]]) * torch.randn(len(KL_WEIGHTS), V))
+z[1, 4] = 40
+lz = z.double().requires_grad_()
+kls = F.kl_div(F.log_softmax(r.double(), -1), F.log_softmax(lz, -1), reduction="none", log_target=True).sum(-1)
+(torch.tensor(KL_WEIGHTS, dtype=torch.float64) * kls).sum().backward()
+print(f"enum {{ KL_ROWS = {len(KL_WEIGHTS)}, KL_VOCAB = {V} }};")
+print(array("float", "kl_logits", z.flatten().tolist(), c_float) + array("float", "kl_reference", r.flatten().tolist(), c_float), end="")
+for name, x in (("kl_weights", torch.tensor(KL_WEIGHTS)), ("expected_full_kl", kls.detach()), ("expected_full_kl_slopes", lz.grad.flatten())):
+    print(array("double", name, x.tolist(), lambda v: f"{v:.17g}"), end="")

@@ -504,6 +504,68 @@ static void the_kl_term_is_measured_from_the_model_without_its_adapter_and_pulls
     op_model_free(m);
 }
 
+/* KL(m || reference) at the tokens of two answers with a common beginning, summed, and its gradient times `times`: every token of the vocabulary is put in the
+ * place of the sampled one, since d KL = sum_v pi_v (log pi_v - log ref_v) d log pi_v. */
+static double divergence_by_hand(op_model *m, op_model *reference, double times, double *gradient)
+{
+    double *dropped = calloc(op_model_params(m).n + op_model_params(reference).n, sizeof *dropped), all = 0;
+    for (int k = 0; k < 2; k++)
+        for (int32_t at = 0; at < trials[k].n_response; at++)
+            for (int32_t v = 0; v < VOCAB; v++) {
+                int32_t ids[8];
+                float w[8] = {0};
+                op_trial t = trials[k];
+                memcpy(ids, t.response, (size_t)at * sizeof *ids);
+                ids[at] = v;
+                w[at] = 1;
+                t.response = ids;
+                t.n_response = at + 1;
+                double pi = add_gradient(m, &t, w, 0, dropped), gap = pi - add_gradient(reference, &t, w, 0, dropped);
+                add_gradient(m, &t, w, times * exp(pi) * gap, gradient);
+                all += exp(pi) * gap;
+            }
+    free(dropped);
+    return all;
+}
+
+static void the_exact_kl_term_has_the_gradient_of_a_sum_over_the_vocabulary_however_the_step_is_cut(void **state)
+{
+    (void)state;
+    op_model *m = subject(OP_TRAIN_ADAPTER), *base = tiny_model(OP_TRAIN_ADAPTER, 0), *other = tiny_model(OP_TRAIN_ADAPTER, 0);
+    op_params p = op_model_params(m), q = op_model_params(other);
+    for (size_t i = 0; i < q.n; i++)
+        q.values[i] += (float)(0.05 * op_rng_normal(9, OP_STREAM_TEST, i));
+    assert_ok(op_model_updated(other, e));
+    op_lesson_options o = op_lesson_defaults();
+    o.kl = 0.5;
+    o.kl_kind = OP_KL_FULL;
+    const float hardly[] = {1e-12f, 1e-12f, 0, 0}; /* the KL of every token counts */
+    for (int with = 0; with < 2; with++) {
+        double *expected = calloc(p.n, sizeof *expected), kl = divergence_by_hand(m, with ? other : base, 0.5 / 7, expected) / 7;
+        assert_true(kl > 1e-4);
+        for (int way = 0; way < 4; way++) { /* one micro-batch or many; a policy that is fresh, and one that needs log p first */
+            op_learner_options how = {.objective = op_objective_weighted(), .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .block_tokens = way % 2 ? 1 : 4096, .share_min = 2};
+            op_learner *learner = NULL;
+            op_lesson *l = lesson_of(o);
+            op_lesson_stats s;
+            assert_ok(op_learner_new(&learner, m, &how, e));
+            for (int k = 0; k < 2; k++)
+                assert_ok(op_lesson_add_advantages(l, &trials[k], hardly, e));
+            assert_ok(op_lesson_learn(l, learner, with ? other : NULL, way < 2 ? "now" : "later", 0, &s, e));
+            assert_int_equal(s.step.micro_batches, way % 2 ? 2 : 1);
+            assert_same(p.grads, expected, p.n);
+            assert_float_equal(s.kl, kl, 1e-4 * kl);
+            assert_float_equal(s.step.loss, s.policy_loss + 0.5 * s.kl, 1e-9);
+            op_lesson_free(l);
+            op_learner_free(learner);
+        }
+        free(expected);
+    }
+    op_model_free(m);
+    op_model_free(base);
+    op_model_free(other);
+}
+
 /* ---- preferences ---- */
 
 /* The gradient of a preference between trials[3] and trials[5] over tokens from .. to-1 with these signed weights, one forward at a time. */
@@ -698,12 +760,11 @@ static void terms_of_one_lesson_add_up_and_each_sees_its_own_trials(void **state
     op_model_free(m);
 }
 
-static void a_lesson_in_many_micro_batches_has_the_gradient_of_one(void **state)
+static void in_many_micro_batches(op_lesson_options terms)
 {
-    (void)state;
     op_model *m = subject(OP_TRAIN_ADAPTER);
     op_params p = op_model_params(m);
-    op_lesson *l = lesson_of(everything());
+    op_lesson *l = lesson_of(terms);
     assert_ok(add_everything(l, e));
     op_lesson_stats s;
     float *one = gradient(l, m, 2, &s);
@@ -722,6 +783,15 @@ static void a_lesson_in_many_micro_batches_has_the_gradient_of_one(void **state)
     op_learner_free(learner);
     op_lesson_free(l);
     op_model_free(m);
+}
+
+static void a_lesson_in_many_micro_batches_has_the_gradient_of_one(void **state)
+{
+    (void)state;
+    op_lesson_options o = everything();
+    in_many_micro_batches(o);
+    o.kl_kind = OP_KL_FULL;
+    in_many_micro_batches(o);
 }
 
 static void what_does_not_fit_together_is_refused(void **state)
@@ -767,11 +837,11 @@ static void what_does_not_fit_together_is_refused(void **state)
     op_model_free(m);
 }
 
-static void every_failed_allocation_is_reported_and_nothing_leaks(void **state)
+static void fail_every_allocation(op_kl_kind kind)
 {
-    (void)state;
     op_model *m = subject(OP_TRAIN_ADAPTER), *other = tiny_model(OP_TRAIN_NONE, 0);
     op_lesson_options o = everything();
+    o.kl_kind = kind;
     bool done = false;
     int failures = 0;
     op_learner *learner = learner_of(m, 2);
@@ -796,6 +866,13 @@ static void every_failed_allocation_is_reported_and_nothing_leaks(void **state)
     op_model_free(m);
 }
 
+static void every_failed_allocation_is_reported_and_nothing_leaks(void **state)
+{
+    (void)state;
+    fail_every_allocation(OP_KL_SAMPLED);
+    fail_every_allocation(OP_KL_FULL);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -810,6 +887,7 @@ int main(void)
         cmocka_unit_test(groups_without_variance_teach_nothing_and_are_counted),
         cmocka_unit_test(a_single_answer_is_measured_against_the_mean_of_those_before_it),
         cmocka_unit_test(the_kl_term_is_measured_from_the_model_without_its_adapter_and_pulls_back_to_it),
+        cmocka_unit_test(the_exact_kl_term_has_the_gradient_of_a_sum_over_the_vocabulary_however_the_step_is_cut),
         cmocka_unit_test(preferences_over_a_shared_beginning_have_the_gradient_of_two_separate_forwards),
         cmocka_unit_test(marks_weigh_the_tokens_of_a_preference_with_their_signs),
         cmocka_unit_test(dpo_ipo_and_the_hinge_come_to_prefer_what_they_are_shown),

@@ -93,6 +93,23 @@ static void losses_and_slopes_are_those_of_pytorch_to_a_millionth(void **state)
     }
 }
 
+static void the_exact_divergence_and_its_slopes_are_those_of_pytorch(void **state)
+{
+    (void)state;
+    float slope[KL_VOCAB];
+    for (int i = 0; i < KL_ROWS; i++) {
+        double kl = op_full_kl(KL_VOCAB, kl_logits + i * KL_VOCAB, kl_reference + i * KL_VOCAB, kl_weights[i], slope);
+        assert_true(kl >= 0);
+        assert_float_equal(kl, expected_full_kl[i], 1e-6 * expected_full_kl[i] + 1e-14);
+        for (int v = 0; v < KL_VOCAB; v++)
+            assert_float_equal(slope[v], expected_full_kl_slopes[i * KL_VOCAB + v], 1e-6 * fabs(expected_full_kl_slopes[i * KL_VOCAB + v]) + 1e-14);
+    }
+    const float far[] = {3e4f, -3e4f, 0}, other[] = {-3e4f, 3e4f, 0};
+    assert_float_equal(op_full_kl(3, far, other, 1, slope), 6e4, 1e-3);
+    for (int v = 0; v < 3; v++)
+        assert_true(isfinite(slope[v]));
+}
+
 /* KTO's point of reference has no gradient by definition: the items of `points` are left out there. */
 static void slopes_are_the_derivatives_of_the_losses(void **state)
 {
@@ -241,6 +258,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(losses_and_slopes_are_those_of_pytorch_to_a_millionth),
+        cmocka_unit_test(the_exact_divergence_and_its_slopes_are_those_of_pytorch),
         cmocka_unit_test(slopes_are_the_derivatives_of_the_losses),
         cmocka_unit_test(where_the_behaviour_is_unknown_or_the_policy_itself_the_policy_gradient_is_the_weighted_one_bit_for_bit),
         cmocka_unit_test(a_sum_of_terms_that_see_the_same_items_is_the_sum_of_their_losses_and_slopes),
