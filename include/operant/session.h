@@ -51,6 +51,7 @@ struct op_method {
     const char *help;
     const op_option *table; /* keys of its own in a stage; NULL: none */
     size_t settings_size;
+    bool asks_nothing;      /* a stage needs no cues */
     /* One round: sample, teach, fill the session's lesson. The session then learns and stores. */
     op_status (*round)(op_session *s, const op_stage *stage, op_error *e);
 };
@@ -110,6 +111,8 @@ void op_session_is(op_session *s, const op_trial *t, int64_t number);
 /* What the method remembers from round to round: a JSON object, empty when the stage begins and kept in checkpoints. Borrowed; never NULL. A value that an
  * earlier round put there is replaced or removed, not changed in place: a round that is interrupted is done again from what was there when it began. */
 json_t *op_session_memory(op_session *s);
+/* A file that the settings name, relative to the protocol or to the working directory. *out is freed with op_free. */
+op_status op_session_path(const op_session *s, const char *file, char **out, op_error *e);
 uint64_t op_session_random(op_session *s, uint64_t purpose); /* fixed by seed, round and the number of calls in it */
 
 /* ---- running ---- */
