@@ -40,9 +40,9 @@ static op_status show(const op_reverse *x, json_t *results, bool json, op_error 
 
 static op_status tell_plan(const op_reverse *x, bool json, op_error *e)
 {
-    op_reverse_plan p;
+    op_reverse_plan p = {0};
     op_status s = op_reverse_tell(x, &p, e);
-    if (!s || p.disk_needed)
+    if (p.parameters)
         show_plan(NULL, &p);
     json_t *j = s || !json ? NULL : json_pack("{sI sI sI sI sI sI}", "parameters", (json_int_t)p.parameters, "trainings", (json_int_t)p.trainings, "train_tokens", (json_int_t)p.train_tokens,
                                               "score_tokens", (json_int_t)p.score_tokens, "disk_needed", (json_int_t)p.disk_needed, "disk_free", (json_int_t)p.disk_free);

@@ -175,7 +175,7 @@ op_status reverse_measure_control(reverse_run *r, const reverse_term *terms, siz
         *out = json_pack("{sI so so}", "tokens", (json_int_t)tokens, "logprob", op_json_number(logprob), "perplexity", op_json_number(isfinite(logprob) ? exp(fmin(-logprob, 700)) : NAN));
         s = isfinite(logprob) || n ? keep(path, *out, e) : op_error_set(e, OP_ERR_FORMAT, "the control's log-probability is no number: the weights of \"%s\" are not finite", r->base);
     }
-    if (!s)
+    if (!s && (n || !there)) /* the base is looked at again and again */
         reverse_count(r, work, there);
     return hand_out(s, path, out);
 }
@@ -261,7 +261,7 @@ op_status reverse_measure_probe(reverse_run *r, const reverse_term *terms, size_
         s = p->chamber ? measure_habit(&r->subject, p, out, e) : measure_questions(&r->subject, r->pass, p, form, asked, r->callbacks->stop, out, e);
     if (!s && !there)
         s = keep(path, *out, e);
-    if (!s)
+    if (!s && (n || !there))
         reverse_count(r, work_of(p, form, asked), there);
     return hand_out(s, path, out);
 }

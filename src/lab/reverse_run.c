@@ -106,6 +106,14 @@ static int64_t disk_taken(const reverse_run *r, int64_t parameters)
     for (size_t i = 0; i < r->x->n_traits * REVERSE_ARMS; i++)
         if (r->vectors[i].path && i % REVERSE_ARMS != REVERSE_OTHER && op_path_exists(r->vectors[i].path))
             taken += 4 * parameters;
+    for (int64_t n = 1; n <= r->x->rounds; n++) { /* a round with a result has its vectors, too */
+        char name[60];
+        snprintf(name, sizeof name, "round-%lld/result", (long long)n);
+        char *result = op_path_join(r->x->output, name);
+        if (result && op_path_exists(result))
+            taken += 4 * parameters * (1 + (n > 1 ? (int64_t)r->x->n_traits : 0));
+        op_free(result);
+    }
     return taken;
 }
 
@@ -577,13 +585,13 @@ op_status op_reverse_run(const op_reverse *x, const op_reverse_callbacks *callba
 {
     const op_reverse_callbacks none = {0};
     reverse_run r = {.x = x, .callbacks = callbacks ? callbacks : &none, .began = op_seconds()};
-    op_reverse_plan plan;
+    op_reverse_plan plan = {0};
     json_t *results = NULL;
     int lock = -1;
     op_status s = begin(&r, e);
     if (!s)
         s = make_plan(&r, &plan, e);
-    if (r.callbacks->plan && (!s || plan.disk_needed))
+    if (r.callbacks->plan && plan.parameters) /* also when the disk is too small */
         r.callbacks->plan(r.callbacks->ctx, &plan);
     if (!s)
         s = take_lock(x, &lock, e);

@@ -421,6 +421,22 @@ static void rounds_start_from_the_last_ones_result(void **state)
     json_decref(results);
 }
 
+static void adapters_are_taken_away_like_whole_models(void **state)
+{
+    (void)state;
+    json_t *results;
+    op_buf yaml;
+    op_buf_init(&yaml, 1 << 14);
+    op_buf_printf(&yaml, "model: %s\noutput_dir: x\nthreads: 1\ncontrol: {text: neutral.txt, tokens: 128, budget: 0.5}\nquestions: {train: 8, probe: 4, search: 4, choices: 0}\n"
+                  "train: {method: lora, lora: {r: 2}, max_steps: 4, learning_rate: 1e-2, dtype: f32}\nscales: {from: 0.5, to: 0.5}\ncontrols: [random, opposite]\n%s", model_dir, two);
+    assert_ok(try_run(put_file("lora.yaml", yaml.data), "lora", NULL, &results, e));
+    const json_t *round = json_array_get(json_object_get(results, "rounds"), 0);
+    assert_string_equal(op_view_string(round, "result"), "round-1/result");
+    assert_true(margin_of(op_view(round, "joint.after"), "power") != margin_of(op_view(round, "base"), "power"));
+    json_decref(results);
+    op_buf_release(&yaml);
+}
+
 /* ---- questions ---- */
 
 static void no_question_is_both_trained_on_and_measured_with(void **state)
@@ -756,6 +772,7 @@ int main(void)
         cmocka_unit_test(weights_that_are_no_numbers_end_the_run_with_a_reason),
         cmocka_unit_test(an_alarm_stops_the_run_every_time_it_is_called),
         cmocka_unit_test(rounds_start_from_the_last_ones_result),
+        cmocka_unit_test(adapters_are_taken_away_like_whole_models),
         cmocka_unit_test(a_habit_of_the_chamber_is_measured_by_what_is_generated),
     };
     return cmocka_run_group_tests(tests, set_up, remove_dir);
