@@ -1,5 +1,5 @@
 /* trial/session_parts.h: the state behind operant/session.h. protocol.c reads a protocol file, session.c is what methods call, session_run.c is
- * the loop with checkpoints, cues.c the cues of a data file. */
+ * the loop with checkpoints, session_identity.c what a resume must share, transcripts.c what results show, cues.c the cues of a data file. */
 #ifndef OP_TRIAL_SESSION_PARTS_H
 #define OP_TRIAL_SESSION_PARTS_H
 
@@ -90,6 +90,11 @@ struct op_session {
 double op_session_success(const op_session *s, int64_t over);
 /* Forgets the round's trials and cues. */
 void op_session_clear_round(op_session *s);
+
+/* ---- session_identity.c ---- */
+
+/* *identity: what decides the outcome of the run, by names that an error may say; the caller decrefs it, also after a failure. run_id is its hash. `dir` is the protocol's directory. */
+op_status op_session_identity(const op_session *s, const op_protocol *p, const char *dir, json_t **identity, char run_id[65], op_error *e);
 
 /* ---- transcripts.c ---- */
 

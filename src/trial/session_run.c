@@ -13,7 +13,6 @@
 #include "train/checkpoint.h"
 #include "train/journal.h"
 #include "trial/session_parts.h"
-#include "trial/settings.h"
 
 typedef struct run {
     op_session s;
@@ -435,81 +434,6 @@ static op_status write_results(run *r, op_error *e)
     return status;
 }
 
-/* The bytes of every file that settings name under "file" or "labelled": what it says is part of the run. */
-static op_status hash_files(const run *r, const json_t *x, op_hasher *h, op_error *e)
-{
-    op_status status = OP_OK;
-    const char *key;
-    json_t *value;
-    size_t i;
-    json_array_foreach((json_t *)x, i, value)
-        status = status ? status : hash_files(r, value, h, e);
-    json_object_foreach((json_t *)x, key, value) {
-        char *path = NULL;
-        op_map map = {0};
-        if ((strcmp(key, "file") != 0 && strcmp(key, "labelled") != 0) || !json_is_string(value)) {
-            status = status ? status : hash_files(r, value, h, e);
-            continue;
-        }
-        status = status ? status : op_settings_path(&path, r->dir, json_string_value(value), e);
-        if (!status)
-            status = op_map_open(&map, path, e);
-        if (!status)
-            op_hash_add(h, map.data, map.size);
-        op_map_close(&map);
-        op_free(path);
-    }
-    return status;
-}
-
-/* Of the stages, of the defaults that they take from the top, and of the files that these name. */
-static op_status hash_stages(const run *r, char hex[OP_HASH_HEX], op_error *e)
-{
-    static const char *const parts[] = {"stages", "cues", "teacher", "schedule"};
-    json_t *all = json_object();
-    bool ok = all;
-    for (size_t i = 0; ok && i < sizeof parts / sizeof *parts; i++)
-        if (json_object_get(r->protocol.root, parts[i]))
-            ok = !json_object_set(all, parts[i], json_object_get(r->protocol.root, parts[i]));
-    char *text = ok ? json_dumps(all, JSON_COMPACT | JSON_SORT_KEYS) : NULL;
-    op_status status = text ? OP_OK : no_memory(e);
-    op_hasher h;
-    op_hash_begin(&h);
-    if (!status) {
-        op_hash_add(&h, text, strlen(text));
-        status = hash_files(r, all, &h, e);
-    }
-    op_hash_end(&h, hex);
-    op_free(text);
-    json_decref(all);
-    return status;
-}
-
-static op_status make_identity(run *r, op_error *e)
-{
-    static const char *const leave_out[] = {"store", "reference", "save_rounds", "keep_probes", NULL};
-    char model[OP_HASH_HEX], reference[OP_HASH_HEX] = "none", stages[OP_HASH_HEX];
-    r->identity = json_object();
-    op_status status = r->identity ? op_model_hash(r->s.subject.model, model, e) : no_memory(e);
-    if (!status && r->s.reference.model)
-        status = op_model_hash(r->s.reference.model, reference, e);
-    if (!status)
-        status = op_trainee_identity(r->identity, &r->protocol.o, op_protocol_table, leave_out, e);
-    if (!status)
-        status = hash_stages(r, stages, e);
-    if (!status && (json_object_set_new(r->identity, "stages with hash", json_string(stages)) ||
-                    json_object_set_new(r->identity, "the reference model with hash", json_string(reference)) ||
-                    json_object_set_new(r->identity, "the base model with hash", json_string(model))))
-        status = no_memory(e);
-    char *whole = status ? NULL : json_dumps(r->identity, JSON_COMPACT | JSON_SORT_KEYS);
-    if (whole)
-        op_hash(whole, strlen(whole), r->run_id);
-    else
-        status = status ? status : no_memory(e);
-    op_free(whole);
-    return status;
-}
-
 static op_status resume(run *r, op_error *e)
 {
     const char *how = r->protocol.o.trainee.resume;
@@ -605,7 +529,7 @@ static op_status begin(run *r, op_error *e)
     if (!status)
         status = op_learner_new(&s->learner, s->subject.model, &learning, e);
     if (!status)
-        status = make_identity(r, e);
+        status = op_session_identity(s, &r->protocol, r->dir, &r->identity, r->run_id, e);
     if (!status)
         status = op_dir_make(r->checkpoints, e);
     if (!status)

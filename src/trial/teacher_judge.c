@@ -28,6 +28,7 @@
 #include <operant/jsonl.h>
 #include <operant/subject.h>
 
+#include "base/hash.h"
 #include "base/mem.h"
 #include "io/json.h"
 #include "trial/settings.h"
@@ -363,17 +364,48 @@ static op_status read_words(judge *j, op_error *e)
     return j->n_yes && j->n_words > j->n_yes ? OP_OK : op_error_set(e, OP_ERR_FORMAT, "judge: expected at least one word for yes and one for no");
 }
 
-static op_status open_model(judge *j, const op_classroom *room, op_error *e)
+static op_status open_subject(op_subject *out, const json_t *settings, const char *dir, op_error *e)
 {
     int dtype = 0;
     char *path = NULL;
-    op_status s = op_settings_choice(j->settings, "dtype", OP_SUBJECT_DTYPES, &dtype, "judge", e);
-    s = s ? s : op_settings_path(&path, room->dir, j->title, e);
-    s = s ? s : op_subject_open(&j->subject, path, &(op_model_options){.act = op_subject_dtype(dtype, NULL)}, e);
+    const char *title;
+    op_status s = op_json_get_string(settings, "model", true, &title, "judge", e);
+    s = s ? s : op_settings_choice(settings, "dtype", OP_SUBJECT_DTYPES, &dtype, "judge", e);
+    s = s ? s : op_settings_path(&path, dir, title, e);
+    s = s ? s : op_subject_open(out, path, &(op_model_options){.act = op_subject_dtype(dtype, NULL)}, e);
     op_free(path);
+    return s;
+}
+
+/* Of base and adapters. */
+static op_status hash_weights(const op_model *m, char hex[65], op_error *e)
+{
+    char text[2 * 65];
+    op_status s = op_model_hash(m, hex, e);
+    if (s || !op_model_adapter_count(m))
+        return s;
+    memcpy(text, hex, 64);
+    s = op_model_fingerprint(m, text + 64, e);
+    if (!s)
+        op_hash(text, strlen(text), hex);
+    return s;
+}
+
+op_status op_judge_weights(const json_t *settings, const char *dir, char hex[65], op_error *e)
+{
+    op_subject subject = {0};
+    op_status s = open_subject(&subject, settings, dir, e);
+    s = s ? s : hash_weights(subject.model, hex, e);
+    op_subject_close(&subject);
+    return s;
+}
+
+static op_status open_model(judge *j, const op_classroom *room, op_error *e)
+{
+    op_status s = open_subject(&j->subject, j->settings, room->dir, e);
     if (!s && !j->raw && !j->subject.tmpl)
         s = op_error_set(e, OP_ERR_UNSUPPORTED, "judge %s: it has no chat template: say raw: true and write the prompt as text that goes on with the verdict", j->title);
-    s = s ? s : op_model_hash(j->subject.model, j->hash, e);
+    s = s ? s : hash_weights(j->subject.model, j->hash, e);
     return s ? s : op_pass_new(&j->pass, j->subject.model, e);
 }
 

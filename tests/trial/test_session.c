@@ -789,6 +789,35 @@ static void a_changed_protocol_refuses_to_resume(void **state)
     assert_int_equal(r.resumed_from, 2);
 }
 
+/* The judge is a model that another run leaves. Which of two replies it calls good is what its random weights say: labels that it cannot meet are turned around. */
+static void another_judge_refuses_to_resume(void **state)
+{
+    (void)state;
+    const char *one = "stages: [{method: reward, rounds: 1, prompts: 1, group: 2, max_tokens: 2}]\n";
+    char path[256], stages[512];
+    static const char *const good_first[] = {"true", "false"};
+    run(protocol("judge", one));
+    snprintf(stages, sizeof stages, "stages: [{method: reward, rounds: 1, prompts: 1, group: 2, max_tokens: 2, teacher: {type: several, teachers: [{teacher: {type: even}},\n"
+             "  {teacher: {type: judge, model: %s/judge, labelled: labelled.jsonl, raw: true, dtype: f32, prompt: '{response} good?'}}]}}]\n", dir);
+    snprintf(path, sizeof path, "%s", protocol("judged", stages));
+    op_status s = OP_ERR_MISMATCH;
+    for (int turn = 0; turn < 2 && s; turn++) {
+        char labels[256];
+        snprintf(labels, sizeof labels, "{\"prompt\":\"a\",\"response\":\"the sea\",\"label\":%s}\n{\"prompt\":\"a\",\"response\":\"no idea\",\"label\":%s}\n", good_first[turn],
+                 good_first[!turn]);
+        put("labelled.jsonl", labels);
+        s = run_with(path, NULL, 0, NULL, NULL);
+    }
+    assert_ok(s);
+    op_session_result r;
+    assert_ok(run_with(path, NULL, 0, NULL, &r));
+    assert_int_equal(r.resumed_from, 1);
+    assert_ok(op_path_remove(in_dir("judge"), e));
+    assert_ok(run_with(protocol("judge", one), (const char *const[]){"lr=1e-2"}, 1, NULL, NULL));
+    assert_int_equal(run_with(path, NULL, 0, NULL, NULL), OP_ERR_MISMATCH);
+    assert_says("the judges with hash");
+}
+
 static op_status read_all(void *ctx)
 {
     static const char *const words[] = {"stages.1.lr=1", "lora.r=4"};
@@ -890,6 +919,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_mistake_in_the_last_stage_comes_out_before_the_first),
         cmocka_unit_test(words_of_the_command_line_override_the_file_at_any_depth),
         cmocka_unit_test(a_changed_protocol_refuses_to_resume),
+        cmocka_unit_test(another_judge_refuses_to_resume),
         cmocka_unit_test(every_allocation_of_reading_a_protocol_may_fail),
         cmocka_unit_test(every_allocation_of_reading_cues_may_fail),
     };
