@@ -13,5 +13,6 @@ const op_method *const op_methods[] = {
     &op_method_generalise,
     &op_method_shaping,
     &op_method_chaining,
+    &op_method_stored,
     NULL,
 };

@@ -375,7 +375,10 @@ static void every_allocation_of_every_method_may_fail(void **state)
     world_n = 2;
     world_teach = mark_and_grade;
     spy = fail_round;
-    static const char *const more[] = {"", "neighbours: mined,", "place: sentence,", "pairs: reference,", "reset: why,", "delay: 1,", "variant: guide,", "from: teacher,",
+    static const char stored[] = "{\"prompt_tokens\":[10],\"tokens\":[20,21],\"reward\":1,\"tags\":{\"group\":\"a\"}}\n"
+                                 "{\"prompt_tokens\":[10],\"tokens\":[22,23],\"tags\":{\"group\":\"a\"}}\n";
+    assert_ok(op_file_put(in_dir("stored.jsonl"), stored, strlen(stored), e));
+    static const char *const more[] = {"", "neighbours: mined,", "place: sentence,", "pairs: reference,", "reset: why,", "delay: 1,", "variant: guide,", "file: stored.jsonl,", "from: teacher,",
                                        "direction: backward,"};
     for (size_t m = 0; op_methods[m]; m++)
         for (size_t k = 0; k < sizeof more / sizeof *more; k++) {
@@ -383,8 +386,8 @@ static void every_allocation_of_every_method_may_fail(void **state)
             sscanf(more[k], "%31[^:]: %31[^,]", key, value);
             bool known = !k;
             for (const op_option *o = op_methods[m]->table; o && o->key; o++)
-                known |= *key && !strcmp(o->key, key) && (o->choices ? strstr(o->choices, value) != NULL : !strcmp(key, "delay") || !strcmp(key, "reset"));
-            if (!known || (!k && op_methods[m] == &op_method_backtrack))
+                known |= *key && !strcmp(o->key, key) && (o->choices ? strstr(o->choices, value) != NULL : !strcmp(key, "delay") || !strcmp(key, "reset") || !strcmp(key, "file"));
+            if (!known || (!k && (op_methods[m] == &op_method_backtrack || op_methods[m] == &op_method_stored)))
                 continue;
             inner = op_methods[m];
             snprintf(stage, sizeof stage, "method: spy, %s rounds: 2, prompts: 2, group: 2, max_tokens: 3", more[k]);
