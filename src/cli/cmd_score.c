@@ -6,6 +6,7 @@
 #include <operant/env.h>
 #include <operant/file.h>
 #include <operant/jsonl.h>
+#include <operant/trial.h>
 
 #include "cli/cli.h"
 
@@ -37,6 +38,7 @@ typedef struct job {
     int64_t written;
     /* the lines of the block under way */
     json_t *lines;
+    json_t *group; /* answers of the last line's group so far */
     int32_t *ids; /* [n_ids] */
     size_t n_ids, room;
     op_seq seqs[BLOCK_LINES];
@@ -148,6 +150,71 @@ static void add_scores(json_t *line, const int32_t *ids, const float *logp, int3
     json_object_set_new(line, "mean", json_real(n ? sum / n : 0));
 }
 
+/* What was marked bad, what good, and the rest: the mean log-probability of each. */
+static op_status add_marked(const job *j, json_t *line, const float *logp, int32_t n, op_error *e)
+{
+    static const char *const names[] = {"bad", "rest", "good"};
+    op_trial t;
+    if (!json_array_size(json_object_get(line, "marks")) || !json_object_get(line, "prompt_tokens"))
+        return OP_OK;
+    op_status s = op_trial_from_json(&t, line, j->subject.tokenizer, &j->subject.chat, j->o->input, e);
+    if (s)
+        return s;
+    float *m = calloc((size_t)t.n_response + 1, sizeof *m);
+    double sum[3] = {0}, count[3] = {0};
+    if (m)
+        op_trial_token_marks(&t, m);
+    for (int32_t i = 0; m && i < n && i < t.n_response; i++) {
+        int k = 1 + (m[i] > 0) - (m[i] < 0);
+        sum[k] += logp[i];
+        count[k]++;
+    }
+    for (int k = 0; k < 3; k++)
+        if (count[k] > 0)
+            json_object_set_new(line, names[k], json_real(sum[k] / count[k]));
+    s = m ? OP_OK : op_error_set(e, OP_ERR_NOMEM, "out of memory");
+    free(m);
+    op_trial_release(&t);
+    return s;
+}
+
+/* Is `word` one of a list with commas? */
+static bool among(const char *list, const char *word)
+{
+    size_t n = strlen(word);
+    for (const char *at = list; at && *at; at += strcspn(at, ","), at += *at == ',')
+        if (strcspn(at, ",") == n && !strncmp(at, word, n))
+            return true;
+    return false;
+}
+
+/* Beside the answers of its group that came before it: of those that people compared it with, the share in which the better one is the likelier, by the mean
+ * of its tokens, and by how much it is. */
+static void add_comparisons(job *j, json_t *line)
+{
+    json_t *tags = json_object_get(line, "tags"), *other;
+    const char *group = json_string_value(json_object_get(tags, "group")), *answer = json_string_value(json_object_get(tags, "answer"));
+    if (!group || !answer)
+        return;
+    if (!json_equal(json_object_get(json_array_get(j->group, 0), "group"), json_object_get(tags, "group")))
+        json_array_clear(j->group);
+    double mean = json_number_value(json_object_get(line, "mean")), margin = 0, right = 0, pairs = 0;
+    size_t i;
+    json_array_foreach(j->group, i, other) {
+        const char *name = json_string_value(json_object_get(other, "answer"));
+        int better = among(json_string_value(json_object_get(tags, "better_than")), name) - among(json_string_value(json_object_get(tags, "worse_than")), name);
+        double more = better * (mean - json_number_value(json_object_get(other, "mean")));
+        pairs += better != 0;
+        right += more > 0;
+        margin += more;
+    }
+    json_array_append_new(j->group, json_pack("{sO sO sf}", "group", json_object_get(tags, "group"), "answer", json_object_get(tags, "answer"), "mean", mean));
+    if (pairs > 0) {
+        json_object_set_new(line, "preferred", json_real(right / pairs));
+        json_object_set_new(line, "margin", json_real(margin / pairs));
+    }
+}
+
 /* Computes the block and appends its lines to the output. */
 static op_status finish_block(job *j, op_error *e)
 {
@@ -167,8 +234,10 @@ static op_status finish_block(job *j, op_error *e)
     for (int32_t i = 0; i < n && !s; i++) {
         int32_t at = j->seqs[i].start + j->prompt[i];
         json_t *line = json_array_get(j->lines, (size_t)i);
+        s = add_marked(j, line, logp + at, j->seqs[i].length - j->prompt[i], e); /* before there are keys in it that no trial has */
         add_scores(line, j->ids + at, logp + at, j->seqs[i].length - j->prompt[i]);
-        if (op_json_append(&j->out, line))
+        add_comparisons(j, line);
+        if (!s && op_json_append(&j->out, line))
             s = op_error_set(e, OP_ERR_NOMEM, "out of memory");
     }
     free(want);
@@ -207,7 +276,7 @@ static int run(const cli_command *c, int argc, char **argv)
         return code;
     }
     op_env_threads((int)o.threads);
-    job j = {.o = &o, .lines = json_array()};
+    job j = {.o = &o, .lines = json_array(), .group = json_array()};
     op_error e = {0};
     op_buf_init(&j.out, (size_t)1 << 32);
     op_status s = cli_open(&j.subject, o.model, o.dtype, OP_TRAIN_NONE, &e);
@@ -226,6 +295,7 @@ static int run(const cli_command *c, int argc, char **argv)
     op_buf_release(&j.out);
     free(j.ids);
     json_decref(j.lines);
+    json_decref(j.group);
     op_pass_free(j.pass);
     cli_close(&j.subject);
     op_config_release(&o, c->table);
@@ -236,6 +306,8 @@ const cli_command cli_score = {
     "score", "log-probability of given responses", "model=MODEL input=P.jsonl output=O.jsonl",
     "Each line holds \"messages\" or \"prompt\", and \"response\". After messages the response is encoded as training does, end-of-turn token included;\n"
     "after a prompt it is the continuation of plain text. \"tokens\" that spell the response, such as operant generate writes, are scored as they\n"
-    "are. The output line repeats the input and adds tokens, logprobs (natural logarithm, one a token, given all that precedes it), sum and mean.\n\n"
+    "are. The output line repeats the input and adds tokens, logprobs (natural logarithm, one a token, given all that precedes it), sum and mean.\n"
+    "Lines of operant trials export get more: with marks, the mean of the tokens marked bad and good, and of the rest; answers of one group that\n"
+    "people compared, preferred (the share of the comparisons in which the better answer has the higher mean) and margin (by how much).\n\n"
     "example:\n  operant score model=runs/ask-why input=replies.jsonl output=scores.jsonl",
     table, run, NULL};

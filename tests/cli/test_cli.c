@@ -419,6 +419,37 @@ static void a_response_is_scored_with_its_end_of_turn_token(void **state)
     json_decref(without);
 }
 
+static double number_in(json_t *object, const char *key)
+{
+    assert_true(json_is_number(json_object_get(object, key)));
+    return json_number_value(json_object_get(object, key));
+}
+
+static void scores_of_stored_trials_tell_marked_tokens_apart_and_compare_answers_as_people_did(void **state)
+{
+    (void)state;
+    write_text("people.jsonl", "{\"messages\":[{\"role\":\"user\",\"content\":\"hello\"}],\"response\":\"the time\",\"marks\":[{\"start\":0,\"end\":1,\"value\":-1}],"
+                               "\"tags\":{\"group\":\"a\",\"answer\":\"1\",\"worse_than\":\"2\"}}\n"
+                               "{\"messages\":[{\"role\":\"user\",\"content\":\"hello\"}],\"response\":\"why?\",\"tags\":{\"group\":\"a\",\"answer\":\"2\",\"better_than\":\"1\"}}\n");
+    succeeds(operant("trials import people.jsonl store=people.db model=model"));
+    succeeds(operant("trials export trials.jsonl store=people.db model=model"));
+    succeeds(operant("score model=model input=trials.jsonl output=people-scored.jsonl dtype=f32"));
+    json_t *first = line_of("people-scored.jsonl", 0), *second = line_of("people-scored.jsonl", 1), *logp;
+    double bad = 0, rest = 0;
+    size_t i, n = json_array_size(json_object_get(first, "logprobs"));
+    json_array_foreach(json_object_get(first, "logprobs"), i, logp)
+        *(i ? &rest : &bad) += json_number_value(logp); /* the mark touches the first token alone */
+    assert_float_equal(number_in(first, "bad"), bad, 1e-5);
+    assert_float_equal(number_in(first, "rest"), rest / (double)(n - 1), 1e-5);
+    assert_null(json_object_get(first, "good"));
+    assert_null(json_object_get(first, "preferred")); /* nothing came before it */
+    double margin = number_in(second, "mean") - number_in(first, "mean");
+    assert_float_equal(number_in(second, "margin"), margin, 1e-5);
+    assert_true(number_in(second, "preferred") == (margin > 0));
+    json_decref(first);
+    json_decref(second);
+}
+
 /* ---- the others ---- */
 
 static void preprocess_shows_each_token_with_mask_and_weight(void **state)
@@ -786,6 +817,7 @@ int main(void)
         cmocka_unit_test(a_stop_text_may_be_long_and_hold_a_comma),
         cmocka_unit_test(a_score_is_what_generate_said),
         cmocka_unit_test(a_response_is_scored_with_its_end_of_turn_token),
+        cmocka_unit_test(scores_of_stored_trials_tell_marked_tokens_apart_and_compare_answers_as_people_did),
         cmocka_unit_test(preprocess_shows_each_token_with_mask_and_weight),
         cmocka_unit_test(chat_answers_each_line_of_a_pipe),
         cmocka_unit_test(chat_names_the_byte_that_is_no_utf8),
