@@ -7,7 +7,7 @@
 #include <operant/dtype.h>
 
 bool op_env_native_bf16(void);       /* the processor multiplies bf16: AVX512-BF16 or AMX */
-const char *op_env_simd(void);       /* level of the SIMD loops: "x86-64-v4" */
+const char *op_env_simd(void);       /* level of the SIMD loops: "x86-64-v4 bf16" */
 const char *op_env_products(void);   /* oneDNN's instruction set: "avx512_core_bf16", "avx512_core_amx" ... */
 const char *op_env_onednn(void);     /* "2.6.3" */
 int op_env_threads(int n);           /* sets the threads of every op (0: all cores); returns their number */

@@ -83,7 +83,8 @@ typedef enum op_weight_form {
     OP_WEIGHTS_EXACT,     /* in the type of the activations */
     OP_WEIGHTS_QUANTISED, /* OP_TRAIN_NONE only: in blocks of 32 with a scale, in 4 bits where the file's values allow it (Q4_0, Q4_1, Q4_K), else in 8; each product
                              rounds its activations to 8 bits. A third of the memory and a multiple of the speed for one text at a time; log-probabilities
-                             differ from those of exact weights (by 0.05 on average for SmolLM2-135M), but a forward pass of this model gives them again. */
+                             differ from those of exact weights (SmolLM2-135M from Q4_1, 1,475 tokens drawn at temperature 0.7: by 0.048 on average, 0.45 at most),
+                             but a forward pass of this model gives them again. */
 } op_weight_form;
 
 typedef struct op_model_options {
