@@ -703,6 +703,27 @@ static void reading_survives_every_failed_allocation(void **state)
     op_config_release(&o, op_reverse_table);
 }
 
+static op_status run_it(void *ctx, op_error *e)
+{
+    json_t *results = NULL;
+    op_status s = op_reverse_run(ctx, NULL, &results, e);
+    json_decref(results);
+    return s;
+}
+
+/* All that it needs is there: training and vectors have tests of their own for this. */
+static void a_run_over_what_is_there_survives_every_failed_allocation(void **state)
+{
+    (void)state;
+    char rest[1000];
+    op_reverse *x;
+    snprintf(rest, sizeof rest, "scales: {from: 0.5, to: 0.5}\nwatch: {times: 1, questions: 2}\n%s", two);
+    assert_ok(try_read(&x, put_yaml("few.yaml", rest), "few", e));
+    assert_ok(op_reverse_run(x, NULL, NULL, e));
+    fail_every_allocation(run_it, x);
+    op_reverse_free(x);
+}
+
 /* ---- habits ---- */
 
 static void a_habit_of_the_chamber_is_measured_by_what_is_generated(void **state)
@@ -757,6 +778,7 @@ int main(void)
         cmocka_unit_test(no_question_is_both_trained_on_and_measured_with),
         cmocka_unit_test(a_mistake_in_a_file_is_named),
         cmocka_unit_test(reading_survives_every_failed_allocation),
+        cmocka_unit_test(a_run_over_what_is_there_survives_every_failed_allocation),
         cmocka_unit_test(margins_of_shared_beginnings_are_those_of_each_reply_alone),
         cmocka_unit_test(a_disk_with_too_little_room_is_refused_before_anything_is_written),
         cmocka_unit_test(the_scale_of_every_arm_is_the_largest_within_the_budget),
