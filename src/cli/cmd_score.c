@@ -5,8 +5,8 @@
 
 #include <operant/env.h>
 #include <operant/file.h>
+#include <operant/import.h>
 #include <operant/jsonl.h>
-#include <operant/trial.h>
 
 #include "cli/cli.h"
 
@@ -178,37 +178,31 @@ static op_status add_marked(const job *j, json_t *line, const float *logp, int32
     return s;
 }
 
-/* Is `word` one of a list with commas? */
-static bool among(const char *list, const char *word)
+static bool better(const json_t *a, const json_t *b)
 {
-    size_t n = strlen(word);
-    for (const char *at = list; at && *at; at += strcspn(at, ","), at += *at == ',')
-        if (strcspn(at, ",") == n && !strncmp(at, word, n))
-            return true;
-    return false;
+    return op_import_better(&(op_trial){.tags = (json_t *)a}, &(op_trial){.tags = (json_t *)b});
 }
 
 /* Beside the answers of its group that came before it: of those that people compared it with, the share in which the better one is the likelier, by the mean
  * of its tokens, and by how much it is. */
 static void add_comparisons(job *j, json_t *line)
 {
-    json_t *tags = json_object_get(line, "tags"), *other;
-    const char *group = json_string_value(json_object_get(tags, "group")), *answer = json_string_value(json_object_get(tags, "answer"));
-    if (!group || !answer)
+    json_t *tags = json_object_get(line, "tags"), *group = json_object_get(tags, "group"), *other;
+    if (!json_is_string(group))
         return;
-    if (!json_equal(json_object_get(json_array_get(j->group, 0), "group"), json_object_get(tags, "group")))
+    if (!json_equal(json_object_get(json_object_get(json_array_get(j->group, 0), "tags"), "group"), group))
         json_array_clear(j->group);
     double mean = json_number_value(json_object_get(line, "mean")), margin = 0, right = 0, pairs = 0;
     size_t i;
     json_array_foreach(j->group, i, other) {
-        const char *name = json_string_value(json_object_get(other, "answer"));
-        int better = among(json_string_value(json_object_get(tags, "better_than")), name) - among(json_string_value(json_object_get(tags, "worse_than")), name);
-        double more = better * (mean - json_number_value(json_object_get(other, "mean")));
-        pairs += better != 0;
+        const json_t *theirs = json_object_get(other, "tags");
+        int sign = better(tags, theirs) - better(theirs, tags);
+        double more = sign * (mean - json_number_value(json_object_get(other, "mean")));
+        pairs += sign != 0;
         right += more > 0;
         margin += more;
     }
-    json_array_append_new(j->group, json_pack("{sO sO sf}", "group", json_object_get(tags, "group"), "answer", json_object_get(tags, "answer"), "mean", mean));
+    json_array_append_new(j->group, json_pack("{sO sf}", "tags", tags, "mean", mean));
     if (pairs > 0) {
         json_object_set_new(line, "preferred", json_real(right / pairs));
         json_object_set_new(line, "margin", json_real(margin / pairs));

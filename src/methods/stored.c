@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include <operant/import.h>
 #include <operant/jsonl.h>
 
 #include "base/mem.h"
@@ -77,18 +78,13 @@ static size_t end_of_group(const pile *p, size_t i)
     return end;
 }
 
-static bool beats(const op_trial *a, const op_trial *b)
-{
-    return tag(b, "answer") && among(tag(a, "better_than"), tag(b, "answer"));
-}
-
 /* Its reward; without one, where people compared the answers, the share of the others that it is better than minus that of those that are better. */
 static bool standing(const op_trial *group, size_t n, const op_trial *t, double *out)
 {
     int64_t better = 0, worse = 0;
     for (size_t i = 0; i < n; i++) {
-        better += beats(t, &group[i]);
-        worse += beats(&group[i], t);
+        better += op_import_better(t, &group[i]);
+        worse += op_import_better(&group[i], t);
     }
     *out = t->has_reward ? t->reward : n > 1 ? (double)(better - worse) / (double)(n - 1) : 0;
     return t->has_reward || better || worse;
