@@ -157,13 +157,19 @@ static void load_listed(int D, const act *x, size_t ldx, const int32_t *row, int
     }
 }
 
+/* The same as units[count, ld] */
+static void load_listed_units(int D, const act *x, size_t ldx, const int32_t *row, int count, int n, float *y, size_t ld)
+{
+    for (int i = 0; i < count; i++) {
+        ask_ahead(D, x, ldx, row, i, n);
+        load_units(D, x + (size_t)row[i] * ldx, y + i * ld);
+    }
+}
+
 /* The tile's rows of one head as the columns of xt[D, BK] in units; `room` holds BK rows. */
 static void load_across(const operands *z, const walk *w, const act *x, float *room, float *xt)
 {
-    for (int i = 0; i < w->n; i++) {
-        ask_ahead(z->D, x, z->ldkv, w->row, i, w->n);
-        load_units(z->D, x + (size_t)w->row[i] * z->ldkv, room + i * z->ldu);
-    }
+    load_listed_units(z->D, x, z->ldkv, w->row, w->n, w->n, room, z->ldu);
     transpose(w->n, units(z->D), room, z->ldu, xt);
 }
 
@@ -497,7 +503,7 @@ static op_status attention_prompts(const op_cached_attention *a, const void *q, 
 
 /* ---- generation ---- */
 
-/* p[i] = q K[i], n keys rounded up to LANES, vectors of a row: constant where this is inlined, so that q stays in registers. */
+/* p[i] = q K[i] in units, n keys rounded up to LANES, vectors of a row: constant where this is inlined, so that q stays in registers. */
 static inline __attribute__((always_inline)) void dots(int vectors, int n, const float *q, const float *K, size_t ld, float *p)
 {
     for (int i0 = 0; i0 < n; i0 += LANES) {
@@ -506,7 +512,7 @@ static inline __attribute__((always_inline)) void dots(int vectors, int n, const
             const float *k = K + (i0 + i) * ld;
             x[i] = (vec){0};
             for (int j = 0; j < vectors; j++)
-                x[i] += *(const vec *)(q + j * LANES) * *(const vec *)(k + j * LANES);
+                x[i] = multiply_units(*(const vec *)(q + j * LANES), *(const vec *)(k + j * LANES), x[i]);
         }
         *(vec *)(p + i0) = sums_of(x);
     }
@@ -528,8 +534,8 @@ static size_t cached_floats(int heads, int ld, int keys)
     return ((size_t)heads * (2 * (size_t)ld + (size_t)keys) + BK * (size_t)ld + (size_t)keys + 15) / 16 * 16; /* keys: a multiple of 16 */
 }
 
-/* The softmax of one row, in place */
-static void softmax_row(int n, float *s)
+/* The softmax of one row's scores times `scale`, in place */
+static void softmax_row(int n, float scale, float *s)
 {
     float top = -INFINITY, total = 0;
 #pragma omp simd reduction(max : top)
@@ -537,7 +543,7 @@ static void softmax_row(int n, float *s)
         top = s[j] > top ? s[j] : top;
 #pragma omp simd reduction(+ : total)
     for (int j = 0; j < n; j++) {
-        s[j] = exp1(s[j] - top);
+        s[j] = exp1(scale * (s[j] - top));
         total += s[j];
     }
     float share = total > 0 ? 1 / total : 0;
@@ -550,25 +556,24 @@ static void softmax_row(int n, float *s)
 static void cached_task(const op_cached_attention *a, int keys, int r, int g, const act *q, const act *k, const act *v,
                         act *out, float *scratch)
 {
-    int D = a->D, ld = round_up(D, 16), heads = a->H / a->G;
+    int D = a->D, ld = round_up(D, 16), ldu = round_up(units(D), 16), heads = a->H / a->G;
     float *Q = scratch, *O = Q + heads * ld, *V = O + heads * ld, *P = V + BK * ld;
     int32_t *key = (int32_t *)(P + (size_t)heads * keys);
     int n = visible_keys(a, r, key);
     memset(Q, 0, (size_t)(heads * 2 + BK) * ld * sizeof *Q); /* dots run over the padding of D, and over old keys behind the last */
     for (int h = 0; h < heads; h++)
-        for (int d = 0; d < D; d++)
-            Q[h * ld + d] = from_act1(q[(size_t)r * a->ldq + (size_t)(g * heads + h) * D + d]) * a->scale;
+        load_units(D, q + (size_t)r * a->ldq + (size_t)(g * heads + h) * D, Q + h * ldu);
     for (int j0 = 0; j0 < n; j0 += BK) {
         int count = min(n - j0, BK);
-        load_listed(D, k + (size_t)g * D, (size_t)a->ldkv, key + j0, count, n - j0, V, (size_t)ld);
+        load_listed_units(D, k + (size_t)g * D, (size_t)a->ldkv, key + j0, count, n - j0, V, (size_t)ldu);
         for (int h = 0; h < heads; h++)
-            if (ld == 64)
-                dots(64 / LANES, count, Q + h * ld, V, (size_t)ld, P + (size_t)h * keys + j0);
+            if (D == 64)
+                dots(units(64) / LANES, count, Q + h * ldu, V, (size_t)ldu, P + (size_t)h * keys + j0);
             else
-                dots(ld / LANES, count, Q + h * ld, V, (size_t)ld, P + (size_t)h * keys + j0);
+                dots(ldu / LANES, count, Q + h * ldu, V, (size_t)ldu, P + (size_t)h * keys + j0);
     }
     for (int h = 0; h < heads; h++)
-        softmax_row(n, P + (size_t)h * keys);
+        softmax_row(n, a->scale, P + (size_t)h * keys);
     for (int j0 = 0; j0 < n; j0 += BK) {
         int count = min(n - j0, BK);
         load_listed(D, v + (size_t)g * D, (size_t)a->ldkv, key + j0, count, n - j0, V, (size_t)ld);

@@ -167,6 +167,16 @@ static inline __attribute__((always_inline)) vec multiply_add(bool pairs, float 
     return c + a * b;
 }
 
+/* The same of two vectors of units */
+static inline vec multiply_units(vec a, vec b, vec c)
+{
+#if PAIRS
+    return (vec)_mm512_dpbf16_ps((__m512)c, (__m512bh)a, (__m512bh)b);
+#else
+    return c + a * b;
+#endif
+}
+
 /* R rows by P vectors of C, both constant where this is inlined, so that acc lives in registers. */
 static inline __attribute__((always_inline)) void block(bool pairs, int R, int P, int K, const float *A, size_t ar, size_t ak,
                                                         const float *B, size_t ldb, float *C, size_t ldc, bool add)
