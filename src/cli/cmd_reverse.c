@@ -9,9 +9,9 @@ static void show_plan(void *ctx, const op_reverse_plan *p)
 {
     (void)ctx;
     const double mb = 1e6;
-    fprintf(stderr, "%lld traits, %lld probes with them, %lld rounds: %lld trainings over about %lld tokens, about %lld tokens to score; %lld parameters\n"
-            "disk: at most %.0f MB needed, %.0f MB free\n", (long long)p->traits, (long long)p->probes, (long long)p->rounds, (long long)p->trainings, (long long)p->train_tokens,
-            (long long)p->score_tokens, (long long)p->parameters, (double)p->disk_needed / mb, (double)p->disk_free / mb);
+    fprintf(stderr, "%lld parameters, %lld traits, %lld probes with them, %lld rounds: %lld trainings over about %lld tokens, about %lld tokens to score\n"
+            "disk: at most %.0f MB needed, %.0f MB free\n", (long long)p->parameters, (long long)p->traits, (long long)p->probes, (long long)p->rounds, (long long)p->trainings,
+            (long long)p->train_tokens, (long long)p->score_tokens, (double)p->disk_needed / mb, (double)p->disk_free / mb);
 }
 
 static void show_progress(void *ctx, const op_reverse_progress *p)
@@ -21,11 +21,10 @@ static void show_progress(void *ctx, const op_reverse_progress *p)
     cli_progress(false, "%3.0f%%  %s  ETA %s", 100 * p->done, p->what, cli_eta(p->eta_s, eta));
 }
 
-static op_status show(const op_reverse *x, json_t *results, bool json, op_error *e)
+static op_status show(json_t *results, bool json, op_error *e)
 {
     enum { TABLE_MAX = 1 << 22 };
     op_buf table;
-    (void)x;
     op_buf_init(&table, TABLE_MAX);
     op_status s = json ? OP_OK : op_reverse_write_table(results, &table);
     if (s)
@@ -44,8 +43,8 @@ static op_status tell_plan(const op_reverse *x, bool json, op_error *e)
     op_status s = op_reverse_tell(x, &p, e);
     if (p.parameters)
         show_plan(NULL, &p);
-    json_t *j = s || !json ? NULL : json_pack("{sI sI sI sI sI sI}", "parameters", (json_int_t)p.parameters, "trainings", (json_int_t)p.trainings, "train_tokens", (json_int_t)p.train_tokens,
-                                              "score_tokens", (json_int_t)p.score_tokens, "disk_needed", (json_int_t)p.disk_needed, "disk_free", (json_int_t)p.disk_free);
+    json_t *j = s || !json ? NULL : json_pack("{sI sI sI sI sI sI}", "parameters", (json_int_t)p.parameters, "trainings", (json_int_t)p.trainings, "train_tokens",
+                                              (json_int_t)p.train_tokens, "score_tokens", (json_int_t)p.score_tokens, "disk_needed", (json_int_t)p.disk_needed, "disk_free", (json_int_t)p.disk_free);
     if (j)
         cli_print_json(j);
     json_decref(j);
@@ -72,7 +71,7 @@ static int run(const cli_command *c, int argc, char **argv)
     else if (!s)
         s = op_reverse_run(x, &callbacks, &results, &e);
     if (!s && results)
-        s = show(x, results, a.json, &e);
+        s = show(results, a.json, &e);
     op_reverse_free(x);
     json_decref(results);
     op_config_release(&o, c->table);

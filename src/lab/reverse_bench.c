@@ -232,10 +232,12 @@ static size_t questions_of(const reverse_probe *p, int64_t questions)
     return p->n_held < (size_t)questions ? p->n_held : (size_t)questions;
 }
 
-/* Half of a question's tokens are its own; a choice is asked in two orders. */
-static double work_of(const reverse_probe *p, reverse_form form, size_t n)
+double reverse_probe_work(const reverse_probe *p, reverse_form form, int64_t questions)
 {
-    return p->chamber ? 100 * (double)p->chamber->measure : (form == REVERSE_TEXT ? 90 : 260) * (double)n;
+    enum { EPISODE = 100, TEXT = 90, CHOICES = 260 }; /* tokens, about: choices are asked in two orders */
+    if (p->chamber)
+        return form == REVERSE_TEXT ? EPISODE * (double)p->chamber->measure : 0;
+    return (form == REVERSE_TEXT ? TEXT : CHOICES) * (double)questions_of(p, questions);
 }
 
 op_status reverse_measure_probe(reverse_run *r, const reverse_term *terms, size_t n, size_t k, reverse_form form, int64_t questions, json_t **out, op_error *e)
@@ -262,7 +264,7 @@ op_status reverse_measure_probe(reverse_run *r, const reverse_term *terms, size_
     if (!s && !there)
         s = keep(path, *out, e);
     if (!s && (n || !there))
-        reverse_count(r, work_of(p, form, asked), there);
+        reverse_count(r, reverse_probe_work(p, form, questions), there);
     return hand_out(s, path, out);
 }
 

@@ -150,6 +150,8 @@ op_status reverse_key(json_t *of, char key[OP_HASH_HEX], op_error *e);
 op_status reverse_measure_control(reverse_run *r, const reverse_term *terms, size_t n, bool search, json_t **out, op_error *e);
 /* Probe k of the file over its first `questions`: {margins: [..]}, or of a habit {possible, shown}; *out is NULL where the form does not apply. */
 op_status reverse_measure_probe(reverse_run *r, const reverse_term *terms, size_t n, size_t k, reverse_form form, int64_t questions, json_t **out, op_error *e);
+/* Tokens to score for that, about. */
+double reverse_probe_work(const reverse_probe *p, reverse_form form, int64_t questions);
 /* The same of a model that is in training, under a key. */
 op_status reverse_measure_trainee(const reverse_run *r, const op_subject *s, op_pass *pass, const char *key, size_t k, int64_t questions, json_t **out, op_error *e);
 /* The inner products of vectors, [n][n]. */

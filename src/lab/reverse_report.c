@@ -120,14 +120,15 @@ static void draw_arm(op_page *p, const frame *f, const json_t *arm, size_t colou
         if (!isfinite(x) || !isfinite(y))
             continue;
         snprintf(title, sizeof title, "%s at %.3g: %.3f, perplexity %+.1f%%", op_view_string(arm, "arm"), op_view_number(point, "scale"), y, 100 * x);
-        op_page_put(p, "<circle class=\"c%zu\" style=\"fill:currentColor;fill-opacity:0.15\" cx=\"%.1f\" cy=\"%.1f\" r=\"3.5\"><title>%s</title></circle>\n", colour, across(f, stretched(x)), up(f, y), title);
+        op_page_put(p, "<circle class=\"c%zu\" style=\"fill:currentColor;fill-opacity:0.15\" cx=\"%.1f\" cy=\"%.1f\" r=\"3.5\"><title>%s</title></circle>\n", colour,
+                    across(f, stretched(x)), up(f, y), title);
     }
 }
 
 static const char *arm_says(const char *arm)
 {
-    static const char *const words[][2] = {{"trait", "its vector, taken away"}, {"random", "a random vector of the same norms"}, {"other", "another trait's vector, taken away"},
-                                           {"opposite", "trained on the opposite answers"}, {"ascent", "gradient ascent on the trait"}};
+    static const char *const words[][2] = {{"trait", "its vector, taken away"}, {"random", "a random vector of the same norms"},
+                                           {"other", "another trait's vector, taken away"}, {"opposite", "trained on the opposite answers"}, {"ascent", "gradient ascent on the trait"}};
     for (size_t i = 0; i < sizeof words / sizeof *words; i++)
         if (!strcmp(arm, words[i][0]))
             return words[i][1];
@@ -191,8 +192,8 @@ static void arms_table(op_page *p, const json_t *base, const json_t *trait)
     size_t i;
     json_t *arm;
     char a[32];
-    op_page_put(p, "<div class=\"scroll\"><table><thead><tr><th>arm</th><th>largest scale within the budget</th><th>perplexity there (other text)</th><th>margin there: change since the start (95%%)</th>"
-                   "<th>cosine with the trait's vector</th></tr></thead><tbody>\n");
+    op_page_put(p, "<div class=\"scroll\"><table><thead><tr><th>arm</th><th>largest scale within the budget</th><th>perplexity there (other text)</th>"
+                   "<th>margin there: change since the start (95%%)</th><th>cosine with the trait's vector</th></tr></thead><tbody>\n");
     json_array_foreach((json_t *)json_object_get(trait, "arms"), i, arm) {
         op_page_put(p, "<tr><td>%s</td>", arm_says(op_view_string(arm, "arm")));
         op_page_put(p, "<td>%.3g</td>", op_view_number(arm, "scale"));
@@ -213,8 +214,8 @@ static void parts_table(op_page *p, const json_t *round, const json_t *trait)
     const json_t *models[] = {json_object_get(round, "base"), json_object_get(trait, "trained"), json_object_get(trait, "subtracted")};
     if (isnan(op_view_number(summary_of(models[0], name, "text"), "margin")))
         return;
-    op_page_put(p, "<p class=\"note\">Part of a change may be a plain direction of agreeing, or of length. The same margins by kind of question:</p>\n<div class=\"scroll\"><table><thead><tr><th>questions"
-                   "</th><th>n</th><th>before</th><th>trained for it</th><th>taken away</th></tr></thead><tbody>\n");
+    op_page_put(p, "<p class=\"note\">Part of a change may be a plain direction of agreeing, or of length. The same margins by kind of question:</p>\n<div class=\"scroll\"><table>"
+                   "<thead><tr><th>questions</th><th>n</th><th>before</th><th>trained for it</th><th>taken away</th></tr></thead><tbody>\n");
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
         op_page_put(p, "<tr><td>%s</td><td>%.0f</td>", parts[i][1], op_view_number(json_object_get(summary_of(models[0], name, "text"), parts[i][0]), "n"));
         for (int k = 0; k < 3; k++)
@@ -242,7 +243,8 @@ static void probe_table(op_page *p, const json_t *results, const json_t *round, 
     json_t *probe, *trait;
     char a[32];
     heads(p, round, "probe");
-    op_page_put(p, "%s</tr></thead><tbody>\n<tr><td>perplexity of the control</td><td>%.2f</td>", joint ? "<th>all traits</th>" : "", op_view_number(base, "control.perplexity"));
+    op_page_put(p, "%s</tr></thead><tbody>\n<tr><td>perplexity of the control</td><td>%.2f</td>", joint ? "<th>all traits</th>" : "",
+                op_view_number(base, "control.perplexity"));
     json_array_foreach(json_object_get(round, "traits"), k, trait)
         cell(p, percent(rise(base, json_object_get(trait, of)), true, a));
     if (joint)
@@ -312,7 +314,8 @@ static void cosine_table(op_page *p, const json_t *round)
 /* What became of the traits in one sentence each, joint subtraction against the start. */
 static void claim(op_page *p, const json_t *results)
 {
-    const json_t *rounds = json_object_get(results, "rounds"), *round = json_array_get(rounds, json_array_size(rounds) - 1), *after = op_view(round, "joint.after"), *base = json_object_get(round, "base");
+    const json_t *rounds = json_object_get(results, "rounds"), *round = json_array_get(rounds, json_array_size(rounds) - 1);
+    const json_t *after = op_view(round, "joint.after"), *base = json_object_get(round, "base");
     size_t i;
     json_t *trait;
     char a[32], b[32], c[32];
@@ -339,8 +342,8 @@ static void one_round(op_page *p, const json_t *results, const json_t *round, bo
     json_t *trait;
     if (several)
         op_page_put(p, "<h2>Round %.0f</h2>\n", op_view_number(round, "round"));
-    op_page_put(p, "<h2>What changed</h2>\n<p class=\"note\">Margin: how much likelier the reply that matches is, in nats a token; below it the change since the start on the same questions, with its 95%% "
-                   "interval over questions. Each column takes one trait's vector away at the largest scale within the budget; the last takes all of them at %.3g of those scales.</p>\n",
+    op_page_put(p, "<h2>What changed</h2>\n<p class=\"note\">Margin: how much likelier the reply that matches is, in nats a token; below it the change since the start on the same "
+                   "questions, with its 95%% interval over questions. Each column takes one trait's vector away at the largest scale within the budget; the last takes all of them at %.3g of those scales.</p>\n",
                 op_view_number(round, "joint.factor"));
     probe_table(p, results, round, "subtracted", "text");
     op_page_put(p, "<p class=\"note\">The same as choices (A) and (B), both orders; margin of the letters' log-probability:</p>\n");
@@ -389,8 +392,8 @@ static void questions_table(op_page *p, const json_t *results)
 {
     size_t i;
     json_t *probe;
-    op_page_put(p, "<h2>Questions</h2>\n<div class=\"scroll\"><table><thead><tr><th></th><th>trained on</th><th>of them the matching reply agrees / disagrees / neither</th><th>is longer</th><th>held out</th>"
-                   "<th>agrees / disagrees / neither</th></tr></thead><tbody>\n");
+    op_page_put(p, "<h2>Questions</h2>\n<div class=\"scroll\"><table><thead><tr><th></th><th>trained on</th><th>of them the matching reply agrees / disagrees / neither</th>"
+                   "<th>is longer</th><th>held out</th><th>agrees / disagrees / neither</th></tr></thead><tbody>\n");
     json_array_foreach(json_object_get(results, "probes"), i, probe) {
         op_page_put(p, "<tr>");
         op_page_element(p, "td", op_view_string(probe, "name"));
@@ -442,43 +445,70 @@ op_status reverse_report_write(const json_t *results, const char *dir, op_error 
 
 /* ---- as text ---- */
 
-static op_status row(op_buf *out, const json_t *base, const json_t *after, const char *name, const char *form)
+/* The margin, or of a habit the rate. */
+static const char *value(const json_t *summary, char room[32])
 {
-    char a[32], b[32], c[32], d[32];
-    const json_t *was = summary_of(base, name, form), *is = summary_of(after, name, form);
-    bool habit = isnan(op_view_number(is, "margin"));
-    if (!was || !is)
-        return OP_OK;
-    return op_buf_printf(out, "  %-24s %-8s %8s %8s  %s%s%s%s\n", name, form, habit ? percent(op_view_number(was, "rate"), false, a) : figure(op_view_number(was, "margin"), true, a),
-                         habit ? percent(op_view_number(is, "rate"), false, b) : figure(op_view_number(is, "margin"), true, b), habit ? "" : figure(op_view_number(is, "change_low"), true, c),
-                         habit ? "" : " to ", habit ? "" : figure(op_view_number(is, "change_high"), true, d), habit ? "rate of the habit" : "");
+    double margin = op_view_number(summary, "margin");
+    return isnan(margin) ? percent(op_view_number(summary, "rate"), false, room) : figure(margin, true, room);
+}
+
+/* What changed, from .. to; of a habit the interval of its rate. */
+static const char *interval(const json_t *summary, char room[80])
+{
+    char a[32], b[32];
+    bool habit = isnan(op_view_number(summary, "margin"));
+    snprintf(room, 80, "%s to %s", habit ? percent(op_view_number(summary, "rate_low"), false, a) : figure(op_view_number(summary, "change_low"), true, a),
+             habit ? percent(op_view_number(summary, "rate_high"), false, b) : figure(op_view_number(summary, "change_high"), true, b));
+    return room;
+}
+
+static op_status write_traits(op_buf *out, const json_t *round)
+{
+    const json_t *base = json_object_get(round, "base");
+    size_t i, k;
+    json_t *trait, *arm;
+    char a[32], b[32], c[80];
+    op_status s = op_buf_printf(out, "%-12s %-38s %6s %10s %8s  %s\n", "trait", "arm", "scale", "perplexity", "margin", "change (95%)");
+    json_array_foreach(json_object_get(round, "traits"), i, trait) {
+        const char *name = op_view_string(trait, "name");
+        s = s ? s : op_buf_printf(out, "%-12.12s %-38s %6s %10s %8s\n", name, "nothing done", "0", "+0.0%", value(summary_of(base, name, "text"), a));
+        json_array_foreach(json_object_get(trait, "arms"), k, arm) {
+            const json_t *text = json_object_get(arm, "text");
+            s = s ? s : op_buf_printf(out, "%-12.12s %-38s %6.3g %10s %8s  %s\n", name, arm_says(op_view_string(arm, "arm")), op_view_number(arm, "scale"),
+                                      percent(rise(base, arm), true, a), value(text, b), interval(text, c));
+        }
+    }
+    return s;
+}
+
+static op_status write_probes(op_buf *out, const json_t *results, const json_t *round)
+{
+    static const char *const forms[] = {"text", "choices"};
+    const json_t *base = json_object_get(round, "base"), *after = op_view(round, "joint.after");
+    size_t i;
+    json_t *probe;
+    char a[32], b[32], c[80];
+    op_status s = op_buf_printf(out, "\nall traits taken away (at %.3g of these scales; perplexity %s)\n%-24s %-8s %8s %8s  %s\n", op_view_number(round, "joint.factor"),
+                                percent(rise(base, after), true, a), "probe", "form", "before", "after", "change (95%)");
+    json_array_foreach(json_object_get(results, "probes"), i, probe)
+        for (int form = 0; form < 2 && !s; form++) {
+            const char *name = op_view_string(probe, "name");
+            const json_t *was = summary_of(base, name, forms[form]), *is = summary_of(after, name, forms[form]);
+            if (was && is)
+                s = op_buf_printf(out, "%-24.24s %-8s %8s %8s  %s\n", name, forms[form], value(was, a), value(is, b), interval(is, c));
+        }
+    return s;
 }
 
 op_status op_reverse_write_table(const json_t *results, op_buf *out)
 {
-    size_t n, i, k;
-    json_t *round, *trait, *probe, *arm;
-    char a[32], b[32], c[32];
+    size_t n;
+    json_t *round;
     op_status s = OP_OK;
     json_array_foreach(json_object_get(results, "rounds"), n, round) {
-        const json_t *base = json_object_get(round, "base"), *after = op_view(round, "joint.after");
-        s = s ? s : op_buf_printf(out, "round %zu: margin of the matching reply, nats a token\n%-10s %-44s %6s %10s %8s  %s\n", n + 1, "trait", "arm", "scale", "perplexity", "margin", "change (95%)");
-        json_array_foreach(json_object_get(round, "traits"), i, trait) {
-            const json_t *text = summary_of(base, op_view_string(trait, "name"), "text");
-            s = s ? s : op_buf_printf(out, "%-10.10s %-44s %6s %10s %8s\n", op_view_string(trait, "name"), "nothing done", "0", "+0.0%", figure(op_view_number(text, "margin"), true, a));
-            json_array_foreach(json_object_get(trait, "arms"), k, arm) {
-                double rate = op_view_number(arm, "text.rate"), margin = op_view_number(arm, "text.margin");
-                s = s ? s : op_buf_printf(out, "%-10.10s %-44s %6.3g %10s %8s  %s to %s\n", op_view_string(trait, "name"), arm_says(op_view_string(arm, "arm")), op_view_number(arm, "scale"),
-                                          percent(rise(base, arm), true, a), isnan(margin) ? percent(rate, false, b) : figure(margin, true, b), figure(op_view_number(arm, "text.change_low"), true, c),
-                                          figure(op_view_number(arm, "text.change_high"), true, (char[32]){0}));
-            }
-        }
-        s = s ? s : op_buf_printf(out, "\nall traits taken away (at %.3g of these scales; perplexity %s)\n  %-24s %-8s %8s %8s  %s\n", op_view_number(round, "joint.factor"), percent(rise(base, after), true, a),
-                                  "probe", "form", "before", "after", "change (95%)");
-        json_array_foreach(json_object_get(results, "probes"), i, probe) {
-            s = s ? s : row(out, base, after, op_view_string(probe, "name"), "text");
-            s = s ? s : row(out, base, after, op_view_string(probe, "name"), "choices");
-        }
+        s = s ? s : op_buf_printf(out, "%sround %zu: margin of the matching reply, nats a token (of a habit its rate, and the rate's interval)\n", n ? "\n" : "", n + 1);
+        s = s ? s : write_traits(out, round);
+        s = s ? s : write_probes(out, results, round);
     }
     return s;
 }

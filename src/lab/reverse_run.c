@@ -47,9 +47,6 @@ void reverse_count(reverse_run *r, double work, bool there)
 
 /* ---- the plan ---- */
 
-/* Tokens, about: of a question, and of one asked with choices in both orders, with what they share counted once. */
-enum { TEXT_TOKENS = 90, CHOICES_TOKENS = 260, EXAMPLE_TOKENS = 75 };
-
 static double trainings(const op_reverse *x)
 {
     return (double)x->n_traits * (1 + x->arms[REVERSE_OPPOSITE] + x->arms[REVERSE_ASCENT]);
@@ -57,23 +54,32 @@ static double trainings(const op_reverse *x)
 
 static double train_tokens(const op_reverse *x)
 {
+    enum { EXAMPLE = 75 }; /* about, with what examples share counted once */
     double tokens = 0;
     for (size_t k = 0; k < x->n_traits; k++)
-        tokens += EXAMPLE_TOKENS * x->train.num_train_epochs * (double)(x->probes[k].n_train ? (int64_t)x->probes[k].n_train : x->n_train);
+        tokens += EXAMPLE * x->train.num_train_epochs * (double)(x->probes[k].n_train ? (int64_t)x->probes[k].n_train : x->n_train);
     return tokens * trainings(x) / (double)x->n_traits;
 }
 
 /* Of one round. */
 static double score_tokens(const op_reverse *x)
 {
-    double n = (double)x->n, traits = (double)x->n_traits, arms = 0, control = (double)x->control_tokens;
+    double arms = 0, control = (double)x->control_tokens, text = 0, choices = 0, watched = 0, points = 0, ends = 0;
     for (int a = 0; a < REVERSE_ARMS; a++)
         arms += x->arms[a];
-    double text = TEXT_TOKENS * (double)x->n_probe, both = text + CHOICES_TOKENS * (double)x->n_choices, point = control + TEXT_TOKENS * (double)x->n_search;
-    double base = 2 * control + n * both + traits * TEXT_TOKENS * (double)x->n_search + (x->watch_times ? n * TEXT_TOKENS * (double)x->watch_questions : 0);
-    double trained = traits * (control + n * text), points = traits * arms * point * (double)(3 + x->refine);
-    double ends = traits * (arms - 1) * (control + text) + (traits + 1) * (control + n * both) + control * (1 + (double)x->refine / 2);
-    return base + trained + points + ends;
+    for (size_t k = 0; k < x->n; k++) {
+        const reverse_probe *p = &x->probes[k];
+        text += reverse_probe_work(p, REVERSE_TEXT, x->n_probe);
+        choices += reverse_probe_work(p, REVERSE_CHOICES, x->n_choices);
+        watched += x->watch_times && !p->chamber ? reverse_probe_work(p, REVERSE_TEXT, x->watch_questions) : 0;
+        if (!p->trait)
+            continue;
+        points += (arms * (double)(3 + x->refine) + 1) * (control + reverse_probe_work(p, REVERSE_TEXT, x->n_search));
+        ends += arms * (control + reverse_probe_work(p, REVERSE_TEXT, x->n_probe));
+    }
+    double traits = (double)x->n_traits, base = 2 * control + text + choices + watched, trained = traits * (control + text),
+           after = (traits + 1) * (control + text + choices) + control * (1 + (double)x->refine / 2);
+    return base + trained + points + ends + after;
 }
 
 /* Free space where `path` lies or will lie; -1: unknown. */
@@ -93,10 +99,9 @@ static int64_t free_bytes(const char *path)
 /* Vectors and results of every round stay; of what is in training there is one: its weights with both moments, and the model that comes of it. */
 static int64_t disk_needed(const op_reverse *x, int64_t parameters)
 {
-    int64_t weights = 4 * parameters, rounds = x->rounds, traits = (int64_t)x->n_traits;
-    bool controls = x->arms[REVERSE_RANDOM] || x->arms[REVERSE_OPPOSITE] || x->arms[REVERSE_ASCENT];
-    int64_t kinds = x->arms[REVERSE_RANDOM] + x->arms[REVERSE_OPPOSITE] + x->arms[REVERSE_ASCENT];
-    return weights * (rounds * (traits + 1 + !!x->settle.train_file) + (x->keep ? rounds * traits * kinds : controls) + 4) + (16 << 20);
+    int64_t weights = 4 * parameters, traits = (int64_t)x->n_traits, kinds = x->arms[REVERSE_RANDOM] + x->arms[REVERSE_OPPOSITE] + x->arms[REVERSE_ASCENT];
+    int64_t stay = x->rounds * (traits + 1 + !!x->settle.train_file), controls = x->keep ? x->rounds * traits * kinds : kinds > 0;
+    return weights * (stay + controls + 4) + (16 << 20);
 }
 
 /* What earlier calls made of it. */
@@ -311,6 +316,11 @@ static op_status run_arm(reverse_run *r, size_t k, reverse_arm a, double trait_s
     return s;
 }
 
+static json_t *polarity(const int64_t n[3])
+{
+    return json_pack("{sI sI sI}", "agrees", (json_int_t)n[2], "disagrees", (json_int_t)n[0], "neither", (json_int_t)n[1]);
+}
+
 /* How a trait's questions are made up. */
 static json_t *describe_probe(const reverse_probe *p)
 {
@@ -322,10 +332,9 @@ static json_t *describe_probe(const reverse_probe *p)
     }
     for (size_t i = 0; i < p->n_held; i++)
         kinds[1][p->at[p->held[i]].agrees + 1]++;
-    return json_pack("{sO ss sb sI sI sI sI s{sI sI sI} s{sI sI sI} sO}", "name", json_object_get(p->spec, "name"), "says", op_view_string(p->spec, "says"), "trait", p->trait, "trained",
-                     (json_int_t)p->n_train, "held_out", (json_int_t)p->n_held, "skipped", (json_int_t)p->skipped, "trained_longer", (json_int_t)longer, "trained_by_polarity", "agrees", (json_int_t)kinds[0][2], "disagrees",
-                     (json_int_t)kinds[0][0], "neither", (json_int_t)kinds[0][1], "held_out_by_polarity", "agrees", (json_int_t)kinds[1][2], "disagrees", (json_int_t)kinds[1][0], "neither",
-                     (json_int_t)kinds[1][1], "spec", p->spec);
+    return json_pack("{sO ss sb sI sI sI sI so so sO}", "name", json_object_get(p->spec, "name"), "says", op_view_string(p->spec, "says"), "trait", p->trait, "trained",
+                     (json_int_t)p->n_train, "held_out", (json_int_t)p->n_held, "skipped", (json_int_t)p->skipped, "trained_longer", (json_int_t)longer, "trained_by_polarity",
+                     polarity(kinds[0]), "held_out_by_polarity", polarity(kinds[1]), "spec", p->spec);
 }
 
 /* {name, trained, watched}: the model with the trait, and what appeared while it was made. */
@@ -539,9 +548,9 @@ static op_status describe(const op_reverse *x, json_t **out, op_error *e)
     bool ok = probes;
     for (size_t k = 0; k < x->n; k++)
         ok = ok && !json_array_append_new(probes, describe_probe(&x->probes[k]));
-    *out = ok ? json_pack("{ss ss ss sI sO sO s{sI sI sI sI} s{sI sf}}", "kind", "reverse", "version", OPERANT_VERSION, "model", x->model, "seed", (json_int_t)x->seed, "file", x->spec, "probes",
-                          probes, "questions", "train", (json_int_t)x->n_train, "probe", (json_int_t)x->n_probe, "search", (json_int_t)x->n_search, "choices", (json_int_t)x->n_choices,
-                          "control", "tokens", (json_int_t)x->control_tokens, "budget", x->budget) : NULL;
+    *out = ok ? json_pack("{ss ss ss sI sO sO s{sI sI sI sI} s{sI sf}}", "kind", "reverse", "version", OPERANT_VERSION, "model", x->model, "seed", (json_int_t)x->seed,
+                          "file", x->spec, "probes", probes, "questions", "train", (json_int_t)x->n_train, "probe", (json_int_t)x->n_probe, "search", (json_int_t)x->n_search,
+                          "choices", (json_int_t)x->n_choices, "control", "tokens", (json_int_t)x->control_tokens, "budget", x->budget) : NULL;
     json_decref(probes);
     return *out ? OP_OK : reverse_no_memory(e);
 }
