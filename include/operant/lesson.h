@@ -101,7 +101,7 @@ typedef struct op_lesson_stats {
  * the weights now; NULL: of none) are those of the training forward, taken in this very step: their ratio is exactly 1 now, and further updates from
  * the same lesson are measured against it. The reference's log-probabilities are computed once an item, when kl, preferences or judged trials need them.
  * `reference` NULL: the model without its adapter when an adapter is trained; else kl must be 0, and preferences and judged trials are without
- * reference. A lesson without items takes no step and is no error (stats->step is all zero). */
+ * reference. With kl_kind full the learner's model has no logits hook afterwards. A lesson without items takes no step and is no error (stats->step is all zero). */
 op_status op_lesson_learn(op_lesson *l, op_learner *learner, op_model *reference, const char *policy, double lr, op_lesson_stats *stats, op_error *e);
 
 #endif
