@@ -176,11 +176,10 @@ static void margin_cell(op_page *p, const json_t *s, bool change)
 {
     char a[32], b[32], c[32];
     double margin = op_view_number(s, "margin");
-    if (isnan(margin)) { /* a habit, or nothing */
-        op_page_put(p, "<td>%s</td>", percent(op_view_number(s, "rate"), false, a));
-        return;
-    }
-    if (change)
+    if (isnan(margin)) /* a habit, or nothing */
+        op_page_put(p, "<td>%s<br/><span class=\"note\">(%s to %s)</span></td>", percent(op_view_number(s, "rate"), false, a), percent(op_view_number(s, "rate_low"), false, b),
+                    percent(op_view_number(s, "rate_high"), false, c));
+    else if (change)
         op_page_put(p, "<td>%s<br/><span class=\"note\">%s (%s to %s)</span></td>", figure(margin, true, a), figure(op_view_number(s, "change"), true, b),
                     figure(op_view_number(s, "change_low"), true, c), figure(op_view_number(s, "change_high"), true, (char[32]){0}));
     else
@@ -193,7 +192,7 @@ static void arms_table(op_page *p, const json_t *base, const json_t *trait)
     json_t *arm;
     char a[32];
     op_page_put(p, "<div class=\"scroll\"><table><thead><tr><th>arm</th><th>largest scale within the budget</th><th>perplexity there (other text)</th>"
-                   "<th>margin there: change since the start (95%%)</th><th>cosine with the trait's vector</th></tr></thead><tbody>\n");
+                   "<th>margin there: change since the start (95%%); of a habit its rate</th><th>cosine with the trait's vector</th></tr></thead><tbody>\n");
     json_array_foreach((json_t *)json_object_get(trait, "arms"), i, arm) {
         op_page_put(p, "<tr><td>%s</td>", arm_says(op_view_string(arm, "arm")));
         op_page_put(p, "<td>%.3g</td>", op_view_number(arm, "scale"));
@@ -225,11 +224,12 @@ static void parts_table(op_page *p, const json_t *round, const json_t *trait)
     op_page_put(p, "</tbody></table></div>\n");
 }
 
+/* `first` is markup for the columns before the traits'. */
 static void heads(op_page *p, const json_t *round, const char *first)
 {
     size_t i;
     json_t *trait;
-    op_page_put(p, "<div class=\"scroll\"><table><thead><tr><th>%s</th><th>before</th>", first);
+    op_page_put(p, "<div class=\"scroll\"><table><thead><tr>%s", first);
     json_array_foreach(json_object_get(round, "traits"), i, trait)
         op_page_element(p, "th", op_view_string(trait, "name"));
 }
@@ -242,7 +242,7 @@ static void probe_table(op_page *p, const json_t *results, const json_t *round, 
     size_t i, k;
     json_t *probe, *trait;
     char a[32];
-    heads(p, round, "probe");
+    heads(p, round, "<th>probe</th><th>before</th>");
     op_page_put(p, "%s</tr></thead><tbody>\n<tr><td>perplexity of the control</td><td>%.2f</td>", joint ? "<th>all traits</th>" : "",
                 op_view_number(base, "control.perplexity"));
     json_array_foreach(json_object_get(round, "traits"), k, trait)
@@ -295,13 +295,12 @@ static void cosine_table(op_page *p, const json_t *round)
     size_t i, k;
     json_t *trait, *row, *x;
     char a[32];
-    heads(p, round, "cosine");
+    heads(p, round, "<th>cosine</th>");
     op_page_put(p, "</tr></thead><tbody>\n");
     json_array_foreach(json_object_get(round, "cosines"), i, row) {
         trait = json_array_get(json_object_get(round, "traits"), i);
         op_page_put(p, "<tr>");
         op_page_element(p, "td", op_view_string(trait, "name"));
-        op_page_put(p, "<td></td>");
         json_array_foreach(row, k, x)
             cell(p, figure(json_is_number(x) ? json_number_value(x) : NAN, true, a));
         op_page_put(p, "</tr>\n");
@@ -335,6 +334,16 @@ static void claim(op_page *p, const json_t *results)
                 percent(op_view_number(results, "control.budget"), true, b));
 }
 
+static bool has_form(const json_t *results, const json_t *round, const char *form)
+{
+    size_t i;
+    json_t *probe;
+    json_array_foreach(json_object_get(results, "probes"), i, probe)
+        if (summary_of(json_object_get(round, "base"), op_view_string(probe, "name"), form))
+            return true;
+    return false;
+}
+
 static void one_round(op_page *p, const json_t *results, const json_t *round, bool several)
 {
     double budget = op_view_number(results, "control.budget");
@@ -343,11 +352,13 @@ static void one_round(op_page *p, const json_t *results, const json_t *round, bo
     if (several)
         op_page_put(p, "<h2>Round %.0f</h2>\n", op_view_number(round, "round"));
     op_page_put(p, "<h2>What changed</h2>\n<p class=\"note\">Margin: how much likelier the reply that matches is, in nats a token; below it the change since the start on the same "
-                   "questions, with its 95%% interval over questions. Each column takes one trait's vector away at the largest scale within the budget; the last takes all of them at %.3g of those scales.</p>\n",
+                   "questions, with its 95%% interval over questions. Of a habit: its rate, with an interval. Each column takes one trait's vector away at the largest scale within the budget; the last takes all of them at %.3g of those scales.</p>\n",
                 op_view_number(round, "joint.factor"));
     probe_table(p, results, round, "subtracted", "text");
-    op_page_put(p, "<p class=\"note\">The same as choices (A) and (B), both orders; margin of the letters' log-probability:</p>\n");
-    probe_table(p, results, round, "subtracted", "choices");
+    if (has_form(results, round, "choices")) {
+        op_page_put(p, "<p class=\"note\">The same as choices (A) and (B), both orders; margin of the letters' log-probability:</p>\n");
+        probe_table(p, results, round, "subtracted", "choices");
+    }
     op_page_put(p, "<h2>What each trait brings along</h2>\n<p class=\"note\">The model trained for one trait alone (its vector added once), on every probe: does one trait suffice?</p>\n");
     probe_table(p, results, round, "trained", "text");
     json_array_foreach(json_object_get(round, "traits"), i, trait) {
@@ -395,6 +406,8 @@ static void questions_table(op_page *p, const json_t *results)
     op_page_put(p, "<h2>Questions</h2>\n<div class=\"scroll\"><table><thead><tr><th></th><th>trained on</th><th>of them the matching reply agrees / disagrees / neither</th>"
                    "<th>is longer</th><th>held out</th><th>agrees / disagrees / neither</th></tr></thead><tbody>\n");
     json_array_foreach(json_object_get(results, "probes"), i, probe) {
+        if (!(op_view_number(probe, "held_out") > 0)) /* a habit */
+            continue;
         op_page_put(p, "<tr>");
         op_page_element(p, "td", op_view_string(probe, "name"));
         op_page_put(p, "<td>%.0f</td><td>%.0f / %.0f / %.0f</td><td>%.0f</td><td>%.0f</td><td>%.0f / %.0f / %.0f</td></tr>\n", op_view_number(probe, "trained"),
@@ -420,7 +433,7 @@ op_status op_reverse_write_html(const json_t *results, op_buf *out, op_error *e)
     json_array_foreach((json_t *)rounds, i, round)
         one_round(p, results, round, json_array_size(rounds) > 1);
     questions_table(p, results);
-    char *file = json_dumps(json_object_get(results, "file"), JSON_INDENT(1));
+    char *file = json_dumps(json_object_get(results, "file"), JSON_INDENT(1) | JSON_REAL_PRECISION(6));
     op_page_put(p, "<h2>Settings</h2>\n<p>Model <code>");
     op_page_text(p, op_view_string(results, "model"));
     op_page_put(p, "</code>, seed %.0f, operant %s.</p>\n", op_view_number(results, "seed"), op_view_string(results, "version"));
