@@ -57,32 +57,39 @@ static double up(const frame *f, double y)
     return f->bottom - (f->bottom - f->top) * (y - f->y0) / (f->y1 - f->y0);
 }
 
-/* The rise of the perplexity runs over a wide range: its axis is that of log(1 + rise), cut where it is of no interest. */
-enum { RISE_MAX = 3 };
-
+/* The rise of the perplexity runs over a wide range: its axis is that of log(1 + rise). */
 static double stretched(double rise)
 {
-    return log(1 + fmin(fmax(rise, -0.2), RISE_MAX));
+    return log(1 + fmax(rise, -0.5));
 }
 
-static void widen(frame *f, const json_t *curve, bool rate)
+/* A point of a curve, unless it is far beyond the budget. */
+static bool point_of(const json_t *point, bool rate, double budget, double *x, double *y)
+{
+    double rise = op_view_number(point, "rise");
+    *x = stretched(rise);
+    *y = op_view_number(point, rate ? "rate" : "margin");
+    return isfinite(*y) && rise <= 6 * budget;
+}
+
+static void widen(frame *f, const json_t *curve, bool rate, double budget)
 {
     size_t i;
     json_t *point;
+    double x, y;
     json_array_foreach((json_t *)curve, i, point) {
-        double y = op_view_number(point, rate ? "rate" : "margin"), x = op_view_number(point, "rise");
-        if (!isfinite(y) || !isfinite(x))
+        if (!point_of(point, rate, budget, &x, &y))
             continue;
         f->y0 = fmin(f->y0, y);
         f->y1 = fmax(f->y1, y);
-        f->x0 = fmin(f->x0, stretched(x));
-        f->x1 = fmax(f->x1, stretched(x));
+        f->x0 = fmin(f->x0, x);
+        f->x1 = fmax(f->x1, x);
     }
 }
 
 static void axes(op_page *p, const frame *f, double budget, const char *what)
 {
-    static const double levels[] = {-0.1, 0, 0.05, 0.1, 0.2, 0.5, 1, 3};
+    static const double levels[] = {-0.2, -0.1, 0, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 3};
     char text[40];
     double step = op_svg_tick(f->y1 - f->y0);
     for (double y = ceil(f->y0 / step) * step; y <= f->y1; y += step) {
@@ -100,29 +107,25 @@ static void axes(op_page *p, const frame *f, double budget, const char *what)
     }
     if (stretched(budget) <= f->x1)
         op_svg_line(p, "zero dash", across(f, stretched(budget)), f->top, across(f, stretched(budget)), f->bottom);
-    op_svg_text(p, f->right, f->bottom + 34, "tick", "end", "rise of the control's perplexity (dashed: the budget)");
+    op_svg_text(p, f->right, f->bottom + 34, "tick", "end", "rise of the control's perplexity (dashed: the budget; points beyond six times that are left out)");
     op_svg_text(p, f->left, f->top - 6, "tick", "start", what);
 }
 
-static void draw_arm(op_page *p, const frame *f, const json_t *arm, size_t colour, bool rate)
+static void draw_arm(op_page *p, const frame *f, const json_t *arm, size_t colour, bool rate, double budget)
 {
     size_t i;
     json_t *point;
-    char title[120];
+    double x, y;
     const json_t *curve = json_object_get(arm, "curve");
     op_page_put(p, "<polyline class=\"bold c%zu\" points=\"", colour);
     json_array_foreach((json_t *)curve, i, point)
-        if (isfinite(op_view_number(point, rate ? "rate" : "margin")) && isfinite(op_view_number(point, "rise")))
-            op_page_put(p, "%.1f,%.1f ", across(f, stretched(op_view_number(point, "rise"))), up(f, op_view_number(point, rate ? "rate" : "margin")));
+        if (point_of(point, rate, budget, &x, &y))
+            op_page_put(p, "%.1f,%.1f ", across(f, x), up(f, y));
     op_page_put(p, "\"/>\n");
-    json_array_foreach((json_t *)curve, i, point) {
-        double x = op_view_number(point, "rise"), y = op_view_number(point, rate ? "rate" : "margin");
-        if (!isfinite(x) || !isfinite(y))
-            continue;
-        snprintf(title, sizeof title, "%s at %.3g: %.3f, perplexity %+.1f%%", op_view_string(arm, "arm"), op_view_number(point, "scale"), y, 100 * x);
-        op_page_put(p, "<circle class=\"c%zu\" style=\"fill:currentColor;fill-opacity:0.15\" cx=\"%.1f\" cy=\"%.1f\" r=\"3.5\"><title>%s</title></circle>\n", colour,
-                    across(f, stretched(x)), up(f, y), title);
-    }
+    json_array_foreach((json_t *)curve, i, point)
+        if (point_of(point, rate, budget, &x, &y))
+            op_page_put(p, "<circle class=\"c%zu\" style=\"fill:currentColor;fill-opacity:0.15\" cx=\"%.1f\" cy=\"%.1f\" r=\"3.5\"><title>%s at %.3g: %.3f, perplexity %+.1f%%</title></circle>\n",
+                        colour, across(f, x), up(f, y), op_view_string(arm, "arm"), op_view_number(point, "scale"), y, 100 * op_view_number(point, "rise"));
 }
 
 static const char *arm_says(const char *arm)
@@ -144,7 +147,7 @@ static void plot_trait(op_page *p, const json_t *trait, double budget)
     size_t i, n = json_array_size(arms);
     json_t *arm;
     json_array_foreach((json_t *)arms, i, arm)
-        widen(&f, json_object_get(arm, "curve"), rate);
+        widen(&f, json_object_get(arm, "curve"), rate, budget);
     if (!(f.x0 <= f.x1) || !(f.y0 <= f.y1))
         return;
     f.x0 = fmin(f.x0, stretched(0));
@@ -157,7 +160,7 @@ static void plot_trait(op_page *p, const json_t *trait, double budget)
     json_array_foreach((json_t *)arms, i, arm) {
         const char *name = op_view_string(arm, "arm");
         double y = TOP + HEIGHT + 54 + 20 * (double)i;
-        draw_arm(p, &f, arm, i, rate);
+        draw_arm(p, &f, arm, i, rate, budget);
         op_page_put(p, "<polyline class=\"bold c%zu\" points=\"%.1f,%.1f %.1f,%.1f\"/>\n", i, f.left, y, f.left + 26, y);
         op_svg_text(p, f.left + 34, y + 4, "tick", "start", arm_says(name));
     }
