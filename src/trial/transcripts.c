@@ -37,7 +37,7 @@ static op_status add_text(const op_trial *t, const op_tokenizer *k, int32_t from
     op_status status = op_trial_text(t, k, from, to, &text, e);
     if (!status && op_buf_puts(out, text))
         status = no_memory(e);
-    op_free(status ? NULL : text);
+    op_free(text);
     return status;
 }
 
