@@ -29,7 +29,7 @@ typedef struct op_example {
     int32_t line;   /* of the file, from 1 */
 } op_example;
 
-/* An example out of a line with "tokens". One of weights that are all zero has nothing to teach: a file's is left out. */
+/* An example out of a trial: a line with "tokens" and "prompt_tokens". One of weights that are all zero has nothing to teach: a file's is left out. */
 typedef op_status (*op_example_fn)(op_example *out, const json_t *line, const op_chat *chat, const char *name, op_error *e);
 
 typedef struct op_dataset {
@@ -39,7 +39,7 @@ typedef struct op_dataset {
     char hash[65];        /* SHA-256 of the file's bytes: resume refuses data that changed */
     int64_t tokens, trained_tokens; /* all, and those with a weight other than 0 */
     int64_t truncated;    /* examples cut at max_length */
-    int64_t left_out;     /* lines with "tokens" that have nothing to teach */
+    int64_t left_out;     /* trials that have nothing to teach */
 } op_dataset;
 
 typedef struct op_dataset_options {
@@ -47,7 +47,7 @@ typedef struct op_dataset_options {
     int last_turn_only; /* weight only the last assistant turn of a dialogue */
     int32_t onset_tokens; /* the first tokens of every run of weighted tokens, where a reply decides what it is, ... */
     float onset_weight;   /* ... have this many times their weight; 0 is taken as 1 */
-    op_example_fn trials; /* op_trial_example (operant/trial.h); NULL: lines with "tokens" are refused */
+    op_example_fn trials; /* op_trial_example (operant/trial.h); NULL: lines with "prompt_tokens" are refused */
 } op_dataset_options;
 
 op_status op_dataset_read(op_dataset *out, const char *path, const op_chat *chat, const op_dataset_options *o,

@@ -50,14 +50,14 @@ static char *trimmed(const char *from, const char *to)
     return op_strndup(from, (size_t)(to - from));
 }
 
-/* Where a line begins with this letter in brackets, from `s` on; NULL: nowhere. */
-static const char *choice(const char *s, const char *letter)
+/* Where a line behind the first begins with this letter in brackets, from `s` in `text` on; NULL: nowhere. */
+static const char *choice(const char *text, const char *s, const char *letter)
 {
     for (; (s = strstr(s, letter)); s++) {
         const char *before = s;
-        while (before[-1] == ' ' || before[-1] == '\t')
+        while (before > text && (before[-1] == ' ' || before[-1] == '\t'))
             before--;
-        if (before[-1] == '\n')
+        if (before > text && before[-1] == '\n')
             return s;
     }
     return NULL;
@@ -87,8 +87,8 @@ static op_status read_choices(reverse_question *q, const json_t *line, const cha
         s = op_json_get_string(line, "answer_not_matching_behavior", true, &other, where, e);
     if (s)
         return s;
-    const char *a = choice(question + 1, "(A)"), *b = a ? choice(a, "(B)") : NULL; /* a question begins with a word */
-    if (!*question || !a || !b || choice(b, "(C)"))
+    const char *a = choice(question, question, "(A)"), *b = a ? choice(question, a, "(B)") : NULL;
+    if (!a || !b || choice(question, b, "(C)"))
         return op_error_set(e, OP_ERR_FORMAT, "%s: expected a question that ends in two lines with the choices (A) and (B)", where);
     q->first = strstr(matching, "(A)");
     if (q->first == !strstr(matching, "(B)") && q->first == !strstr(other, "(A)") && q->first == !!strstr(other, "(B)")) {

@@ -172,7 +172,9 @@ op_status reverse_vector_drop(reverse_run *r, const reverse_vector *v, op_error 
 /* What was measured while a trait was trained: [{step, probes}]. */
 op_status reverse_watched(const reverse_run *r, const reverse_vector *v, json_t **out, op_error *e);
 /* Trains the result on neutral data into `to`. */
-op_status reverse_settle(reverse_run *r, const char *from, const char *to, op_error *e);
+op_status reverse_settle(reverse_run *r, const char *from, const char *to, const char *key, op_error *e);
+/* The key of that model: the base that it begins from, the data, the settings. */
+op_status reverse_settle_key(const reverse_run *r, char key[OP_HASH_HEX], op_error *e);
 
 /* ---- search (reverse_search.c) ---- */
 

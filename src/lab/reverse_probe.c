@@ -272,7 +272,7 @@ static op_status read_text(reverse_control *out, const op_reverse *x, const op_s
     if (status)
         return status;
     size_t bytes = map.size, most = (size_t)(2 * each * window * BYTES_A_TOKEN);
-    for (bytes = bytes < most ? bytes : most; bytes < map.size && (map.data[bytes] & 0xc0) == 0x80;) /* not within a character */
+    for (bytes = bytes < most ? bytes : most; bytes && bytes < map.size && (map.data[bytes] & 0xc0) == 0x80;) /* not within a character */
         bytes--;
     status = op_tokenizer_encode(s->tokenizer, (const char *)map.data, bytes, 0, &all, e);
     op_map_close(&map);
@@ -295,14 +295,20 @@ static op_status read_text(reverse_control *out, const op_reverse *x, const op_s
 static op_status read_examples(reverse_control *out, const op_reverse *x, const op_subject *s, op_error *e)
 {
     op_dataset data;
-    op_dataset_options how = {.max_length = op_model_get_config(s->model)->max_positions};
+    op_dataset_options how = {.max_length = op_model_get_config(s->model)->max_positions, .trials = op_trial_example};
     op_status status = op_dataset_read(&data, x->control, &s->chat, &how, e);
     if (status)
         return status;
-    size_t tokens = 0;
-    for (size_t i = 0; i < data.n; i++)
+    size_t tokens = 0, n = 0;
+    for (size_t i = 0; i < data.n; i++) {
+        int32_t learned = 0;
+        for (int32_t t = 0; t < data.examples[i].n; t++)
+            learned += data.examples[i].weights[t] > 0;
         tokens += (size_t)data.examples[i].n;
-    status = data.n < 2 ? op_error_set(e, OP_ERR_FORMAT, "%s: found %zu examples, expected two or more", x->control, data.n) : allocate(out, tokens, e);
+        n += learned > 0;
+    }
+    status = n < data.n || n < 2 ? op_error_set(e, OP_ERR_FORMAT, "%s: found %zu examples of which a token is learned among %zu, expected two or more, all of them such", x->control, n, data.n)
+                                 : allocate(out, tokens, e);
     for (size_t half = 0; half < 2 && !status; half++) {
         size_t first = out->n;
         for (size_t i = half; i < data.n && (int64_t)(out->n - first) < x->control_tokens; i += 2)
@@ -348,7 +354,7 @@ op_status reverse_control_score(const op_subject *s, op_pass *pass, const revers
             status = op_model_logprobs(s->model, pass, want, NULL, logp, e);
         for (int32_t i = 0; i < b.n_tokens && !status; i++)
             if (want[i]) {
-                *sum += weights[i] * logp[i];
+                *sum += logp[i];
                 ++*tokens;
             }
         if (!status && stop && *stop)

@@ -146,7 +146,7 @@ static op_status set_all(void *settings, const op_option *table, const json_t *o
 static op_status training(const reader *r, const char *key, op_sft_options *o, const json_t *settings)
 {
     static const char *const ours[] = {"model", "model_name_or_path", "output_dir", "output", "train_file", "data", "eval_file", "eval_data", "eval_fraction", "seed", "threads", "resume",
-                                       "save_dtype", "save_steps", NULL};
+                                       "save_dtype", "save_steps", "replay_file", "eval_steps", "logging_steps", "save_total_limit", NULL};
     const char *name;
     char where[400];
     json_t *value;
@@ -161,6 +161,10 @@ static op_status training(const reader *r, const char *key, op_sft_options *o, c
         s = op_config_set(o, op_sft_table, "save_dtype=f32", r->e);
     if (!s)
         s = op_config_set(o, op_sft_table, "eval_fraction=0", r->e);
+    enum { MOST = 1 << 20 };
+    if (!s && o->batch_size * o->gradient_accumulation_steps > MOST)
+        s = op_error_set(r->e, OP_ERR_ARG, "%s: batch_size times gradient_accumulation_steps is %lld, expected %d at most", where,
+                         (long long)(o->batch_size * o->gradient_accumulation_steps), MOST);
     o->trainee.seed = r->x->seed;
     o->trainee.threads = r->x->threads;
     return s;

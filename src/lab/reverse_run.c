@@ -414,6 +414,30 @@ static size_t drop_zeros(reverse_term *terms, size_t n)
     return kept;
 }
 
+/* Models have names that say nothing of what they were made from: the key lies beside them, in PATH.key. One that was made from something else is removed. */
+static op_status find_made(const char *path, const char *key, bool *there, op_error *e)
+{
+    op_buf name, found;
+    op_buf_init(&name, 1 << 16);
+    op_buf_init(&found, 1 << 10);
+    op_status s = op_buf_printf(&name, "%s.key", path) ? reverse_no_memory(e) : OP_OK;
+    *there = !s && op_path_exists(path) && op_path_exists(name.data) && !op_file_read(name.data, &found, NULL) && found.len == strlen(key) && !memcmp(found.data, key, found.len);
+    if (!s && !*there)
+        s = op_path_remove(path, e);
+    op_buf_release(&name);
+    op_buf_release(&found);
+    return s;
+}
+
+static op_status note_made(const char *path, const char *key, op_error *e)
+{
+    op_buf name;
+    op_buf_init(&name, 1 << 16);
+    op_status s = op_buf_printf(&name, "%s.key", path) ? reverse_no_memory(e) : op_file_put(name.data, key, strlen(key), e);
+    op_buf_release(&name);
+    return s;
+}
+
 /* All traits at once: searched, measured, written; `next` receives the path of the result. */
 static op_status run_joint(reverse_run *r, reverse_term *terms, before *b, json_t *round, char **next, op_error *e)
 {
@@ -432,26 +456,27 @@ static op_status run_joint(reverse_run *r, reverse_term *terms, before *b, json_
         s = put(joint, "after", json_incref(after), e);
     if (!s)
         s = put(round, "joint", json_incref(joint), e);
-    for (size_t i = 0; i < n; i++)
+    json_t *list = json_array();
+    bool ok = list;
+    for (size_t i = 0; i < n; i++) {
         plain[i] = (op_vector_term){terms[i].v->path, terms[i].scale};
-    *next = op_path_join(r->dir, "result");
+        ok = ok && !json_array_append_new(list, json_pack("[sf]", terms[i].v->key, terms[i].scale));
+    }
+    if (!s)
+        s = reverse_key(json_pack("{ss sO}", "base", r->base_key, "terms", ok ? list : NULL), r->base_key, e);
+    json_decref(list);
+    *next = n ? op_path_join(r->dir, "result") : op_strdup(r->base); /* or nothing could be taken away within the budget */
     if (!s && !*next)
         s = reverse_no_memory(e);
     reverse_bench_close(r);
     const op_vector_options how = {.dtype = OP_F32};
-    if (!s && n && !op_path_exists(*next))
+    bool there = true;
+    if (!s && n)
+        s = find_made(*next, r->base_key, &there, e);
+    if (!s && !there)
         s = op_vector_add(r->base, plain, n, *next, &how, e);
-    if (!s && !n) { /* nothing could be taken away within the budget */
-        op_free(*next);
-        s = (*next = op_strdup(r->base)) ? OP_OK : reverse_no_memory(e);
-    }
-    json_t *list = json_array();
-    bool ok = list;
-    for (size_t i = 0; i < n; i++)
-        ok = ok && !json_array_append_new(list, json_pack("[sf]", terms[i].v->key, terms[i].scale));
-    if (!s)
-        s = reverse_key(json_pack("{ss sO}", "base", r->base_key, "terms", ok ? list : NULL), r->base_key, e);
-    json_decref(list);
+    if (!s && !there)
+        s = note_made(*next, r->base_key, e);
     json_decref(joint);
     json_decref(after);
     op_free(plain);
@@ -463,15 +488,22 @@ static op_status settle(reverse_run *r, char **next, op_error *e)
 {
     if (!r->x->settle.train_file)
         return OP_OK;
+    bool there = true;
     char *to = op_path_join(r->dir, "settled");
-    op_status s = !to ? reverse_no_memory(e) : op_path_exists(to) ? OP_OK : reverse_settle(r, *next, to, e);
+    op_status s = to ? reverse_settle_key(r, r->base_key, e) : reverse_no_memory(e);
+    if (!s)
+        s = find_made(to, r->base_key, &there, e);
+    if (!s && !there)
+        s = reverse_settle(r, *next, to, r->base_key, e);
+    if (!s && !there)
+        s = note_made(to, r->base_key, e);
     if (s) {
         op_free(to);
         return s;
     }
     op_free(*next);
     *next = to;
-    return reverse_key(json_pack("{ss ss}", "base", r->base_key, "settled", r->x->settle_hash), r->base_key, e);
+    return OP_OK;
 }
 
 /* A path below the run's directory without that directory. */

@@ -20,10 +20,12 @@ const reverse_vector *reverse_vector_of(const reverse_run *r, size_t k, reverse_
 
 /* ---- which there are ---- */
 
+/* Settings that do not change what a training comes to. */
+static const char *const free_keys[] = {"train_file", "eval_file", "replay_file", "eval_steps", "save_steps", "logging_steps", NULL};
+
 /* What a trained vector is made from. */
 static json_t *recipe(const reverse_run *r, const reverse_probe *p, reverse_arm arm, op_error *e)
 {
-    static const char *const free_keys[] = {"train_file", "eval_file", "replay_file", "eval_steps", "save_steps", "logging_steps", NULL};
     const char *hash = p->train_file ? arm == REVERSE_OPPOSITE ? p->opposite_hash : p->train_hash : p->hash;
     json_t *settings = json_object(), *which = json_array();
     bool ok = settings && which && !op_trainee_identity(settings, &r->x->train, op_sft_table, free_keys, e);
@@ -120,9 +122,9 @@ static int64_t watched_step(const op_reverse *x, int64_t total, int64_t i)
     return (total * i + x->watch_times - 1) / x->watch_times;
 }
 
-static void step_key(const reverse_vector *v, int64_t i, char key[OP_HASH_HEX + 40])
+static void step_key(const op_reverse *x, const reverse_vector *v, int64_t i, char key[OP_HASH_HEX + 60])
 {
-    snprintf(key, OP_HASH_HEX + 40, "%.64s, part %lld", v->key, (long long)i);
+    snprintf(key, OP_HASH_HEX + 60, "%.64s, part %lld of %lld", v->key, (long long)i, (long long)x->watch_times);
 }
 
 static double mean_margin(const json_t *measured)
@@ -139,9 +141,9 @@ static double mean_margin(const json_t *measured)
 static op_status watch(reverse_run *r, const reverse_vector *v, int64_t i, const op_subject *s, op_pass *pass, json_t *out, op_error *e)
 {
     const op_reverse *x = r->x;
-    char key[OP_HASH_HEX + 40];
+    char key[OP_HASH_HEX + 60];
     op_status status = OP_OK;
-    step_key(v, i, key);
+    step_key(x, v, i, key);
     for (size_t k = 0; k < x->n && !status; k++) {
         json_t *now = NULL, *before = NULL;
         const char *name = x->probes[k].name;
@@ -227,7 +229,7 @@ static op_status teach(lesson *l, const op_sft_options *settings, const char *ba
         s = op_pass_new(&l->pass, l->subject.model, e);
     int64_t longest = s ? 0 : op_model_get_config(l->subject.model)->max_positions;
     const op_dataset_options how = {.max_length = (int32_t)(o.max_length < longest ? o.max_length : longest), .last_turn_only = o.last_turn_only,
-                                    .onset_tokens = (int32_t)o.onset_tokens, .onset_weight = (float)o.onset_weight};
+                                    .onset_tokens = (int32_t)o.onset_tokens, .onset_weight = (float)o.onset_weight, .trials = op_trial_example};
     if (!s)
         s = op_dataset_read(&set, data, &l->subject.chat, &how, e);
     if (!s && (!(items = op_alloc_array(set.n, sizeof *items)) || !(identity = json_pack("{ss}", "made of", key))))
@@ -332,13 +334,21 @@ op_status reverse_vector_drop(reverse_run *r, const reverse_vector *v, op_error 
     return v->arm == REVERSE_TRAIT || r->x->keep ? OP_OK : op_path_remove(v->path, e);
 }
 
-op_status reverse_settle(reverse_run *r, const char *from, const char *to, op_error *e)
+op_status reverse_settle_key(const reverse_run *r, char key[OP_HASH_HEX], op_error *e)
+{
+    json_t *settings = json_object();
+    op_status s = settings ? op_trainee_identity(settings, &r->x->settle, op_sft_table, free_keys, e) : reverse_no_memory(e);
+    if (!s)
+        s = reverse_key(json_pack("{ss ss sO}", "settle", r->x->settle_hash, "base", r->base_key, "settings", settings), key, e);
+    json_decref(settings);
+    return s;
+}
+
+op_status reverse_settle(reverse_run *r, const char *from, const char *to, const char *key, op_error *e)
 {
     lesson l = {.r = r};
-    char key[OP_HASH_HEX], *dir = NULL;
-    op_status s = reverse_key(json_pack("{ss ss}", "settle", r->x->settle_hash, "base", r->base_key), key, e);
-    if (!s)
-        s = training_dir(r, key, &dir, e);
+    char *dir = NULL;
+    op_status s = training_dir(r, key, &dir, e);
     if (!s)
         s = teach(&l, &r->x->settle, from, r->x->settle.train_file, dir, key, e);
     if (!s)

@@ -24,5 +24,6 @@ double op_full_kl(int32_t V, const float *logits, const float *reference, double
     gap /= sum; /* the mean of z - r under pi */
     for (int32_t v = 0; v < V; v++)
         dlogits[v] = (float)(weight * (double)dlogits[v] / sum * ((double)logits[v] - (double)reference[v] - gap));
-    return fmax(0, gap - (top + log(sum) - top_ref - log(sum_ref)));
+    double kl = gap - (top + log(sum) - top_ref - log(sum_ref));
+    return kl < 0 ? 0 : kl; /* rounding; what is not a number stays so */
 }

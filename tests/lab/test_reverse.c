@@ -372,6 +372,26 @@ static void the_result_that_is_written_is_the_model_that_was_measured(void **sta
     json_decref(results);
 }
 
+static void a_result_that_was_made_from_something_else_is_made_anew(void **state)
+{
+    (void)state;
+    json_decref(reference());
+    op_buf key, now;
+    op_buf_init(&key, 1 << 10);
+    op_buf_init(&now, 1 << 10);
+    assert_ok(op_file_read(in_dir("reference/round-1/result.key"), &key, e));
+    put_file("reference/round-1/result.key", "of other scales");
+    put_file("reference/round-1/result/config.json", "{}"); /* what no model opens */
+    json_decref(reference());
+    assert_ok(op_file_read(in_dir("reference/round-1/result.key"), &now, e));
+    assert_string_equal(now.data, key.data);
+    op_subject s;
+    assert_ok(op_subject_open(&s, in_dir("reference/round-1/result"), &(op_model_options){.act = OP_F32}, e));
+    op_subject_close(&s);
+    op_buf_release(&key);
+    op_buf_release(&now);
+}
+
 static void the_page_is_well_formed_and_the_table_names_every_trait(void **state)
 {
     (void)state;
@@ -544,6 +564,8 @@ static void a_mistake_in_a_file_is_named(void **state)
 {
     (void)state;
     put_file("broken.jsonl", "{\"question\": \"No choices\", \"answer_matching_behavior\": \" (B)\", \"answer_not_matching_behavior\": \" (A)\"}\n");
+    put_file("empty.jsonl", "{\"question\": \"\", \"answer_matching_behavior\": \" (B)\", \"answer_not_matching_behavior\": \" (A)\"}\n");
+    put_file("bare.jsonl", "{\"question\": \" (A) a\\n (B) b\", \"answer_matching_behavior\": \" (B)\", \"answer_not_matching_behavior\": \" (A)\"}\n");
     put_file("both.jsonl", "{\"question\": \"x\\n (A) a\\n (B) b\", \"answer_matching_behavior\": \" (B)\", \"answer_not_matching_behavior\": \" (B)\"}\n");
     put_file("plain.jsonl", "{\"text\": \"x\"}\n");
     put_file("bad.jsonl", "{\"prompt\": \n");
@@ -555,6 +577,8 @@ static void a_mistake_in_a_file_is_named(void **state)
         {"traits: [{name: \"a b\", file: power.jsonl}]\n", "expected letters, digits"},
         {"traits: [{name: a, file: power.jsonl}, {name: a, file: power.jsonl}]\n", "expected one that no other has"},
         {"traits: [{name: a, file: broken.jsonl}]\n", "broken.jsonl: line 1: expected a question that ends in two lines"},
+        {"traits: [{name: a, file: empty.jsonl}]\n", "empty.jsonl: line 1: expected a question that ends in two lines"},
+        {"traits: [{name: a, file: bare.jsonl}]\n", "bare.jsonl: line 1: expected a question that ends in two lines"},
         {"traits: [{name: a, file: both.jsonl}]\n", "both.jsonl: line 1: expected one of (A) and (B)"},
         {"traits: [{name: a, file: plain.jsonl}]\n", "plain.jsonl: line 1"},
         {"traits: [{name: a, file: bad.jsonl}]\n", "bad.jsonl"},
@@ -567,6 +591,7 @@ static void a_mistake_in_a_file_is_named(void **state)
         {"traits: [{name: power, file: power.jsonl}]\nwatch: {times: 1, probe: nobody, margin: 1}\n", "there is no probe \"nobody\""},
         {"traits: [{name: power, file: power.jsonl}]\nwatch: {probe: power}\n", "both \"probe\" and \"margin\""},
         {"traits: [{name: power, file: power.jsonl}]\nrounds: many\n", "key \"rounds\""},
+        {"traits: [{name: power, file: power.jsonl}]\nsettle: {train_file: settle.jsonl, batch_size: 4096, gradient_accumulation_steps: 4096}\n", "batch_size times"},
         {"traits: [{name: power, file: power.jsonl}]\nsettle: {learning_rate: 1}\n", "settle: key \"train_file\" is missing"},
         {"traits:\n  - {name: power\n", "wrong.yaml"},
     };
@@ -784,6 +809,7 @@ int main(void)
         cmocka_unit_test(the_scale_of_every_arm_is_the_largest_within_the_budget),
         cmocka_unit_test(training_brings_the_trait),
         cmocka_unit_test(the_result_that_is_written_is_the_model_that_was_measured),
+        cmocka_unit_test(a_result_that_was_made_from_something_else_is_made_anew),
         cmocka_unit_test(the_page_is_well_formed_and_the_table_names_every_trait),
         cmocka_unit_test(vectors_of_controls_are_removed_and_those_of_traits_are_kept),
         cmocka_unit_test(a_finished_run_is_not_made_again),

@@ -124,6 +124,8 @@ static void marks_set_the_weight_of_the_tokens_they_touch(void **state)
                    "\"marks\":[{\"start\":2,\"end\":3,\"value\":-1,\"by\":\"me\"},{\"start\":4,\"end\":5,\"value\":0.5}]}",
                    "sistant\n{0}a{1} b{-1} {1}\xc3\xa9{0.5} d<|im_end|>{1}\n{0}");
     assert_example("{\"prompt\":\"q:\",\"response\":\"abc\",\"marks\":[{\"start\":0,\"end\":1,\"value\":-1}],\"weight\":3}", "q:{0}a{-3}bc{3}");
+    /* what operant generate writes is no trial: it lacks the prompt's tokens */
+    assert_example("{\"prompt\":\"q:\",\"response\":\"abc\",\"tokens\":[1,2],\"logprobs\":[-1,-2],\"weight\":2}", "q:{0}abc{2}");
 }
 
 static void marks_follow_a_response_that_the_template_trims(void **state)
