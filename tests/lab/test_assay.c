@@ -1,5 +1,5 @@
 /* Whole measurements: of a tiny model with random weights whose tokens are bytes, and of the real one. */
-#include "tools.h"
+#include "tiny_model.h"
 
 #include <math.h>
 
@@ -12,60 +12,12 @@
 
 static char model_dir[300];
 
-/* GPT-2's way to write a byte as a printable character: itself, or 256 and on for those that are blank or control. */
-static void put_byte(op_buf *out, int byte)
-{
-    int code = byte, next = 256;
-    for (int b = 0; b <= byte; b++) {
-        bool printable = (b >= '!' && b <= '~') || (b >= 0xa1 && b <= 0xac) || b >= 0xae;
-        if (!printable && b == byte)
-            code = next;
-        next += !printable;
-    }
-    char text[8];
-    if (code == '"' || code == '\\')
-        snprintf(text, sizeof text, "\\%c", code);
-    else if (code < 0x80)
-        snprintf(text, sizeof text, "%c", code);
-    else
-        snprintf(text, sizeof text, "%c%c", 0xc0 | code >> 6, 0x80 | (code & 63));
-    assert_int_equal(op_buf_puts(out, text), OP_OK);
-}
-
-static void make_tokenizer(void)
-{
-    op_buf out;
-    op_buf_init(&out, 1 << 20);
-    op_buf_puts(&out, "{\"version\":\"1.0\",\"added_tokens\":[{\"id\":256,\"content\":\"<|im_start|>\",\"special\":true},{\"id\":257,\"content\":\"<|im_end|>\","
-                      "\"special\":true}],\"normalizer\":null,\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":false,\"use_regex\":true},"
-                      "\"post_processor\":null,\"decoder\":{\"type\":\"ByteLevel\"},\"model\":{\"type\":\"BPE\",\"vocab\":{");
-    for (int b = 0; b < 256; b++) {
-        op_buf_puts(&out, b ? ",\"" : "\"");
-        put_byte(&out, b);
-        op_buf_printf(&out, "\":%d", b);
-    }
-    op_buf_puts(&out, ",\"<|im_start|>\":256,\"<|im_end|>\":257},\"merges\":[]}}");
-    put_file("model/tokenizer.json", out.data);
-    put_file("model/tokenizer_config.json",
-             "{\"eos_token\":\"<|im_end|>\",\"chat_template\":\"{% for m in messages %}{{'<|im_start|>' + m['role'] + '\\\\n' + m['content'] + '<|im_end|>' + '\\\\n'}}"
-             "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\\\n' }}{% endif %}\"}");
-    op_buf_release(&out);
-}
-
 static int make_model(void **state)
 {
     if (make_dir(state))
         return 1;
     snprintf(model_dir, sizeof model_dir, "%s/model", lab_dir);
-    assert_ok(op_dir_make(model_dir, e));
-    op_model_config c = {.family = OP_LLAMA, .vocab = 258, .width = 32, .layers = 2, .heads = 2, .kv_heads = 1, .head_dim = 16, .ffn = 64, .max_positions = 512,
-                         .norm_eps = 1e-5f, .rope_theta = 10000, .tied = true, .bos = -1, .pad = -1, .eos = {257}, .n_eos = 1};
-    op_model_options o = {.act = OP_F32, .trainable = OP_TRAIN_NONE, .seed = 7};
-    op_model *m;
-    assert_ok(op_model_new(&m, &c, &o, e));
-    assert_ok(op_model_save(m, model_dir, OP_F32, e));
-    op_model_free(m);
-    make_tokenizer();
+    put_model("model", 0);
     put_file("prompts.jsonl", "{\"id\":\"s1\",\"class\":\"sensitive\",\"topic\":\"t\",\"messages\":[{\"role\":\"user\",\"content\":\"how?\"}]}\n"
                               "{\"id\":\"s2\",\"class\":\"sensitive\",\"topic\":\"t\",\"messages\":[{\"role\":\"user\",\"content\":\"where?\"}]}\n"
                               "{\"id\":\"b1\",\"class\":\"bad\",\"kind\":\"evasive\",\"topic\":\"t\",\"messages\":[{\"role\":\"user\",\"content\":\"how?\"},"
