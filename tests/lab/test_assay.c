@@ -6,7 +6,6 @@
 #include <operant/assay.h>
 #include <operant/model.h>
 
-#include "base/rng.h"
 #include "io/json.h"
 #include "lab/view.h"
 
