@@ -29,7 +29,8 @@ typedef struct op_example {
     int32_t line;   /* of the file, from 1 */
 } op_example;
 
-/* An example out of a trial: a line with "tokens" and "prompt_tokens". One of weights that are all zero has nothing to teach: a file's is left out. */
+/* An example out of a trial: a line with "tokens", and with "prompt_tokens" if it has a "response", too (operant generate writes lines that lack them). One of
+ * weights that are all zero has nothing to teach: a file's is left out. */
 typedef op_status (*op_example_fn)(op_example *out, const json_t *line, const op_chat *chat, const char *name, op_error *e);
 
 typedef struct op_dataset {
@@ -47,7 +48,7 @@ typedef struct op_dataset_options {
     int last_turn_only; /* weight only the last assistant turn of a dialogue */
     int32_t onset_tokens; /* the first tokens of every run of weighted tokens, where a reply decides what it is, ... */
     float onset_weight;   /* ... have this many times their weight; 0 is taken as 1 */
-    op_example_fn trials; /* op_trial_example (operant/trial.h); NULL: lines with "prompt_tokens" are refused */
+    op_example_fn trials; /* op_trial_example (operant/trial.h); NULL: they are refused */
 } op_dataset_options;
 
 op_status op_dataset_read(op_dataset *out, const char *path, const op_chat *chat, const op_dataset_options *o,

@@ -339,7 +339,7 @@ static op_status build_trial(builder *b)
 {
     op_example x = {0};
     if (!b->o || !b->o->trials)
-        return fail(b, OP_ERR_UNSUPPORTED, "a line with 'tokens' and 'prompt_tokens' is a trial, which has no use here");
+        return fail(b, OP_ERR_UNSUPPORTED, "a line with 'tokens' is a trial, which has no use here");
     op_status s = b->o->trials(&x, b->line, b->chat, b->name, b->e);
     b->tokens.ids = x.ids;
     b->tokens.n = (size_t)x.n;
@@ -350,7 +350,7 @@ static op_status build_trial(builder *b)
 #define CARRIED "weight", "id", "tags", "topic", "class", "kind"
 static const char *const keys_response[] = {"response", "messages", "prompt", "marks", "tools", "by", "time", "tokens", "logprobs",
                                             "policy", "sampler", "finish_reason", CARRIED, NULL};
-static const char *const keys_tokens[] = {"tokens", "prompt_tokens"}; /* operant generate writes the first alone */
+static const char *const keys_tokens[] = {"tokens"};
 static const char *const keys_messages[] = {"messages", "tools", CARRIED, NULL};
 static const char *const keys_completion[] = {"prompt", "completion", "tools", CARRIED, NULL};
 static const char *const keys_alpaca[] = {"instruction", "output", "input", CARRIED, NULL};
@@ -359,7 +359,7 @@ static const char *const keys_text[] = {"text", CARRIED, NULL};
 
 /* The first form whose required keys are all there. */
 static const form forms[] = {
-    {"trials", keys_tokens, 2, build_trial},
+    {"trials", keys_tokens, 1, build_trial},
     {"response", keys_response, 1, build_response},
     {"messages", keys_messages, 1, build_messages},
     {"prompt+completion", keys_completion, 2, build_completion},
@@ -368,13 +368,19 @@ static const form forms[] = {
     {"text", keys_text, 1, build_text},
 };
 
+/* operant generate writes the tokens beside a response, but not the prompt's: its lines are no trials. */
+static bool is_generated(const json_t *line)
+{
+    return json_object_get(line, "response") && !json_object_get(line, "prompt_tokens");
+}
+
 static const form *detect(const json_t *line)
 {
     for (size_t i = 0; i < sizeof forms / sizeof *forms; i++) {
         int found = 0;
         while (found < forms[i].required && json_object_get(line, forms[i].keys[found]))
             found++;
-        if (found == forms[i].required)
+        if (found == forms[i].required && !(forms[i].build == build_trial && is_generated(line)))
             return &forms[i];
     }
     return NULL;

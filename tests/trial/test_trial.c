@@ -168,7 +168,7 @@ static void trials_that_cannot_be_examples_say_why(void **state)
 {
     (void)state;
     static const char one[] = "{\"prompt_tokens\":[5],\"tokens\":[6,7],\"reward\":1}\n";
-    assert_no_examples(one, NULL, "bad.jsonl:1: a line with 'tokens' and 'prompt_tokens' is a trial, which has no use here");
+    assert_no_examples(one, NULL, "bad.jsonl:1: a line with 'tokens' is a trial, which has no use here");
     assert_no_examples("{\"prompt_tokens\":[5],\"tokens\":[6,7]}\n", &as_trials, "none of its trials has a reward or a mark that is not 0");
     assert_no_examples("{\"id\":9,\"prompt_tokens\":[5],\"tokens\":[6,7],\"marks\":[{\"tokens\":[1,3],\"value\":1}]}\n", &as_trials, "bad.jsonl:1: trial 9");
     assert_no_examples("{\"prompt_tokens\":[5],\"tokens\":[6,7],\"reward\":1}\n{\"text\":\"a b c\"}\n", &as_trials, "bad.jsonl:2: form 'text' after lines of form 'trials'");
