@@ -87,10 +87,10 @@ typedef enum reverse_form { REVERSE_TEXT, REVERSE_CHOICES } reverse_form;
 op_status reverse_score(const op_subject *s, op_pass *pass, const reverse_probe *p, const uint32_t *which, size_t n, reverse_form form, double *margin,
                         const volatile int *stop, op_error *e);
 
-/* What the control's perplexity is measured on: pieces of ids, each with weights (as op_item has them). */
+/* What the control's perplexity is measured on: pieces of ids, and which of these count. */
 typedef struct reverse_control {
     int32_t *ids;
-    float *weights;
+    uint8_t *want;
     size_t n;
     op_seq *seqs; /* [n_seqs] consecutive */
     size_t n_seqs, half; /* the first `half` sequences are for the search, the others for the final measurement */

@@ -234,7 +234,7 @@ op_status reverse_score(const op_subject *s, op_pass *pass, const reverse_probe 
 void reverse_control_release(reverse_control *c)
 {
     op_free(c->ids);
-    op_free(c->weights);
+    op_free(c->want);
     op_free(c->seqs);
     *c = (reverse_control){0};
 }
@@ -243,16 +243,17 @@ void reverse_control_release(reverse_control *c)
 static op_status allocate(reverse_control *c, size_t tokens, op_error *e)
 {
     c->ids = op_alloc_array(tokens + 1, sizeof *c->ids);
-    c->weights = op_alloc_zero(tokens + 1, sizeof *c->weights);
+    c->want = op_alloc_zero(tokens + 1, sizeof *c->want);
     c->seqs = op_alloc_array(tokens + 1, sizeof *c->seqs);
-    return c->ids && c->weights && c->seqs ? OP_OK : reverse_no_memory(e);
+    return c->ids && c->want && c->seqs ? OP_OK : reverse_no_memory(e);
 }
 
+/* Tokens of a positive weight count, without weights all, the first never: nothing precedes it. */
 static void add_piece(reverse_control *c, const int32_t *ids, const float *weights, int32_t n, int32_t adapter)
 {
     memcpy(c->ids + c->n, ids, (size_t)n * sizeof *ids);
     for (int32_t i = 1; i < n; i++)
-        c->weights[c->n + (size_t)i] = weights ? weights[i] : 1;
+        c->want[c->n + (size_t)i] = !weights || weights[i] > 0;
     c->seqs[c->n_seqs++] = (op_seq){.start = (int32_t)c->n, .length = n, .parent = -1, .adapter = adapter};
     c->n += (size_t)n;
 }
@@ -302,7 +303,7 @@ static op_status read_examples(reverse_control *out, const op_reverse *x, const 
     size_t tokens = 0, n = 0;
     for (size_t i = 0; i < data.n; i++) {
         int32_t learned = 0;
-        for (int32_t t = 0; t < data.examples[i].n; t++)
+        for (int32_t t = 1; t < data.examples[i].n; t++)
             learned += data.examples[i].weights[t] > 0;
         tokens += (size_t)data.examples[i].n;
         n += learned > 0;
@@ -333,22 +334,19 @@ op_status reverse_control_score(const op_subject *s, op_pass *pass, const revers
 {
     size_t first = search ? 0 : c->half, end = search ? c->half : c->n_seqs;
     float *logp = op_alloc_array(c->n + 1, sizeof *logp);
-    uint8_t *want = op_alloc_array(c->n + 1, 1);
-    op_status status = logp && want ? OP_OK : reverse_no_memory(e);
+    op_status status = logp ? OP_OK : reverse_no_memory(e);
     *sum = 0;
     *tokens = 0;
     while (first < end && !status) {
         op_seq batch_seqs[64];
         op_batch b = {0, 0, c->ids + c->seqs[first].start, batch_seqs};
-        const float *weights = c->weights + c->seqs[first].start;
+        const uint8_t *want = c->want + c->seqs[first].start;
         while (first < end && b.n_seqs < 64 && (!b.n_seqs || b.n_tokens + c->seqs[first].length <= BLOCK)) {
             op_seq q = c->seqs[first++];
             q.start = b.n_tokens;
             b.n_tokens += q.length;
             batch_seqs[b.n_seqs++] = q;
         }
-        for (int32_t i = 0; i < b.n_tokens; i++)
-            want[i] = weights[i] > 0;
         status = op_model_forward(s->model, pass, &b, &(op_how){0}, e);
         if (!status)
             status = op_model_logprobs(s->model, pass, want, NULL, logp, e);
@@ -361,6 +359,5 @@ op_status reverse_control_score(const op_subject *s, op_pass *pass, const revers
             status = op_error_set(e, OP_ERR_INTERRUPTED, "stopped");
     }
     op_free(logp);
-    op_free(want);
     return status;
 }
