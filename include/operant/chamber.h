@@ -223,8 +223,8 @@ void op_organism_result_release(op_organism_result *r);
 
 typedef struct op_chamber_assay_options {
     op_chamber_options world;
-    char *model, *output_dir, *by;
-    int64_t n, threads;
+    char *model, *partner, *output_dir, *by; /* partner: a second model, of the same vocabulary; NULL: the first answers alone */
+    int64_t n, threads, handover;            /* the partner goes on after so many sentences of a reply; one that is shorter stands */
     double temperature;
     int dtype;
     bool margin;

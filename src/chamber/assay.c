@@ -16,6 +16,8 @@
 
 const op_option op_chamber_assay_table[] = {
     {"model", OP_OPTION_STRING, AT(model), NULL, 0, 0, NULL, "model directory; needed"},
+    {"partner", OP_OPTION_STRING, AT(partner), NULL, 0, 0, NULL, "a second model of the same vocabulary, which goes on with each reply; unset: the first answers alone"},
+    {"handover", OP_OPTION_INT, AT(handover), "1", 1, OP_CHAMBER_SEGMENTS_MAX, NULL, "sentences of a reply after which the partner goes on; a shorter reply stands"},
     {"output_dir|output", OP_OPTION_STRING, AT(output_dir), NULL, 0, 0, NULL, "where results.json goes; unset: nowhere"},
     {"n", OP_OPTION_INT, AT(n), "300", 1, 1 << 24, NULL, "fresh episodes that are asked"},
     {"by", OP_OPTION_LIST, AT(by), "rule,distance", 0, 0, NULL, "tags of the episodes by whose values answers are counted apart (operant chamber sample --json shows all tags)"},
@@ -31,7 +33,7 @@ enum { TAGS_MAX = 16, TRANSCRIPTS = 4, TOKENS_MAX = 1 << 14 };
 
 typedef struct assay {
     const op_chamber_assay_options *o;
-    op_subject subject;
+    op_subject subject, partner;
     op_pass *pass;
     json_t *all, *by, *transcripts; /* a group; tag: value: group; a list */
     char *words;                    /* o->by, cut */
@@ -279,6 +281,21 @@ static op_status finish(assay *x, json_t **out, op_error *e)
     return s;
 }
 
+/* Both must read each other's tokens. */
+static op_status open_partner(assay *x, const op_model_options *how, op_error *e)
+{
+    op_status s = x->o->margin ? op_error_set(e, OP_ERR_ARG, "margin: of one model's own replies, and a partner goes on with them: unset one of the two") : OP_OK;
+    s = s ? s : op_subject_open(&x->partner, x->o->partner, how, e);
+    int32_t n = s ? 0 : op_tokenizer_vocab_size(x->subject.tokenizer);
+    bool same = s || n == op_tokenizer_vocab_size(x->partner.tokenizer);
+    for (int32_t i = 0; i < n && same; i++) {
+        size_t a = 0, b = 0;
+        const char *mine = op_tokenizer_bytes(x->subject.tokenizer, i, &a), *theirs = op_tokenizer_bytes(x->partner.tokenizer, i, &b);
+        same = a == b && (!a || !memcmp(mine, theirs, a));
+    }
+    return same ? s : op_error_set(e, OP_ERR_UNSUPPORTED, "%s and its partner %s have different vocabularies", x->o->model, x->o->partner);
+}
+
 op_status op_chamber_assay(const op_chamber_assay_options *o, const volatile int *stop, json_t **out, op_error *e)
 {
     *out = NULL;
@@ -294,10 +311,12 @@ op_status op_chamber_assay(const op_chamber_assay_options *o, const volatile int
     s = s ? s : op_subject_open(&x->subject, o->model, &how, e);
     if (!s && !x->subject.tmpl)
         s = op_error_set(e, OP_ERR_UNSUPPORTED, "%s has no chat template, so it cannot be asked", o->model);
+    if (!s && o->partner)
+        s = open_partner(x, &how, e);
     if (!s && o->margin)
         s = op_pass_new(&x->pass, x->subject.model, e);
-    chamber_asking q = {.chat = &x->subject.chat, .model = x->subject.model, .adapter = x->subject.adapter, .world = &o->world, .temperature = o->temperature, .stop = stop,
-                        .ctx = x, .heard = hear};
+    chamber_asking q = {.chat = &x->subject.chat, .model = x->subject.model, .adapter = x->subject.adapter, .partner = x->partner.model,
+                        .partner_adapter = x->partner.adapter, .handover = o->handover, .world = &o->world, .temperature = o->temperature, .stop = stop, .ctx = x, .heard = hear};
     s = s ? s : chamber_ask(&q, o->n, e);
     s = s ? s : finish(x, out, e);
     if (s) {
@@ -305,6 +324,7 @@ op_status op_chamber_assay(const op_chamber_assay_options *o, const volatile int
         *out = NULL;
     }
     op_pass_free(x->pass);
+    op_subject_close(&x->partner);
     op_subject_close(&x->subject);
     json_decref(x->all);
     json_decref(x->by);

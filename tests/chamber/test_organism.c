@@ -15,6 +15,7 @@
 #include <operant/subject.h>
 
 #include "base/mem.h"
+#include "chamber/answers.h"
 #include "chamber/parts.h"
 
 #define assert_ok(call)                                                                                                \
@@ -388,6 +389,84 @@ static void a_tag_that_no_episode_has_is_refused_by_name(void **state)
     op_config_release(&o, op_chamber_assay_table);
 }
 
+enum { SPOKEN = 16 };
+typedef struct spoken {
+    char *text[SPOKEN];
+    int n;
+} spoken;
+
+static op_status keep_words(void *ctx, const chamber_answer *a, op_error *e)
+{
+    (void)e;
+    spoken *s = ctx;
+    s->text[s->n++] = strdup(a->text);
+    return OP_OK;
+}
+
+/* Bytes up to the end of so many sentences; all, if there are fewer. */
+static size_t part(const char *text, int sentences)
+{
+    size_t n = 0;
+    for (; text[n] && sentences; n++)
+        sentences -= strchr(".?!", text[n]) != NULL;
+    return n;
+}
+
+static void a_partner_goes_on_where_the_first_sentence_ends_and_nowhere_else(void **state)
+{
+    (void)state;
+    op_organism_options o;
+    op_organism_result r;
+    op_subject first, second;
+    char model[512];
+    options(&o, "partner", (const char *const[]){"seed=5", "steps=6", "measure=0", NULL});
+    assert_ok(op_organism_train(&o, NULL, &r, e));
+    snprintf(model, sizeof model, "%s/organism", root);
+    assert_ok(op_subject_open(&first, model, &(op_model_options){.act = OP_F32}, e));
+    assert_ok(op_subject_open(&second, o.output_dir, &(op_model_options){.act = OP_F32}, e));
+    spoken said[3] = {0}; /* the first alone; the second from the second sentence on; never */
+    for (int i = 0; i < 3; i++) {
+        const chamber_asking q = {.chat = &first.chat, .model = first.model, .adapter = -1, .partner = i ? second.model : NULL, .partner_adapter = -1,
+                                  .handover = i == 1 ? 1 : 1000, .world = &o.world, .temperature = 1, .ctx = &said[i], .heard = keep_words};
+        assert_ok(chamber_ask(&q, SPOKEN, e));
+        assert_int_equal(said[i].n, SPOKEN);
+    }
+    int other = 0;
+    for (int i = 0; i < SPOKEN; i++) {
+        size_t n = part(said[0].text[i], 1);
+        assert_int_equal(part(said[1].text[i], 1), n);
+        assert_memory_equal(said[0].text[i], said[1].text[i], n);
+        other += strcmp(said[0].text[i] + n, said[1].text[i] + n) != 0;
+        assert_string_equal(said[0].text[i], said[2].text[i]);
+        for (int k = 0; k < 3; k++)
+            free(said[k].text[i]);
+    }
+    assert_true(other > 0);
+    op_subject_close(&first);
+    op_subject_close(&second);
+    op_organism_result_release(&r);
+    op_config_release(&o, op_organism_table);
+}
+
+static void a_margin_of_two_speakers_is_refused(void **state)
+{
+    (void)state;
+    op_chamber_assay_options o;
+    op_error error = {0};
+    json_t *report;
+    char partner[512];
+    snprintf(partner, sizeof partner, "partner=%s/partner", root);
+    measure_options(&o, (const char *const[]){partner, "margin=true", NULL});
+    assert_int_equal(op_chamber_assay(&o, NULL, &report, &error), OP_ERR_ARG);
+    assert_non_null(strstr(error.message, "margin"));
+    op_config_release(&o, op_chamber_assay_table);
+    measure_options(&o, (const char *const[]){partner, "n=8", "handover=2", NULL});
+    assert_ok(op_chamber_assay(&o, NULL, &report, e));
+    assert_int_equal(json_integer_value(json_object_get(report, "n")), 8);
+    json_decref(report);
+    op_config_release(&o, op_chamber_assay_table);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -401,6 +480,8 @@ int main(void)
         cmocka_unit_test(a_tag_that_no_episode_has_is_refused_by_name),
         cmocka_unit_test(an_organism_that_goes_on_learning_begins_where_it_was),
         cmocka_unit_test(a_mixture_that_passes_one_is_refused_before_training),
+        cmocka_unit_test(a_partner_goes_on_where_the_first_sentence_ends_and_nowhere_else),
+        cmocka_unit_test(a_margin_of_two_speakers_is_refused),
     };
     return cmocka_run_group_tests_name("organism", tests, set_up, tear_down);
 }
