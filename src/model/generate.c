@@ -511,7 +511,17 @@ static void add_row(sampler *s, int32_t request)
     r->cached++;
 }
 
-/* Runs the R rows through all layers, as `most` (PREFILL or DECODE) where rows are padded; x then holds them after the final norm. */
+/* Is any of the R rows the last of its prompt, or a drawn one: one whose logits are wanted? */
+static bool wants_logits(const sampler *s)
+{
+    for (int32_t i = 0; i < s->R; i++)
+        if (s->position[i] >= s->requests[s->row_request[i]].n_prompt - 1)
+            return true;
+    return false;
+}
+
+/* Runs the R rows through all layers, as `most` (PREFILL or DECODE) where rows are padded; x then holds them after the final norm.
+ * Of rows in the middle of prompts the last layer's keys and values are all that anybody sees: the rest is left out, and x means nothing. */
 static op_status run_rows(sampler *s, int32_t most)
 {
     op_model *m = s->m;
@@ -551,6 +561,8 @@ static op_status run_rows(sampler *s, int32_t most)
             memcpy(s->k[l] + (size_t)s->cache_row[i] * row, joint, row);
             memcpy(s->v[l] + (size_t)s->cache_row[i] * row, joint + row, row);
         }
+        if (l == c->layers - 1 && !m->n_taps && !wants_logits(s))
+            return status;
         if (!status)
             status = m->ops->attention_cached(&a, s->q.qkv, s->k[l], s->v[l], s->att);
         if (!status)

@@ -315,7 +315,7 @@ static void a_branch_attends_as_the_whole_sequence_written_out_would(void **stat
 
     static const int32_t first[] = {0, 3}, position[] = {6};
     static const op_segment seg[] = {{0, 3}, {5, 2}, {8, 2}};
-    op_cached_attention c = {1, 4, 2, 3, 25, 25, 0, 0.6f, first, seg, position, NULL};
+    op_cached_attention c = {1, 4, 2, 3, 25, 25, 0, 0.6f, first, seg, position, NULL, false};
     float *cached = zeros(12);
     assert_int_equal(ref->attention_cached(&c, x + 9 * 25, x + 12, x + 18, cached), OP_OK);
     assert_close("cached", 12, cached, want + 6 * 12, 1e-6, 0);
