@@ -213,8 +213,8 @@ typedef struct op_organism_result {
 /* Makes a model from random weights, or goes on with `model`, and teaches it the world, with habits mixed in; writes a model directory, and rates.json with
  * what was measured on episodes it never saw. Stopped: OP_ERR_INTERRUPTED, and the same call goes on. */
 op_status op_organism_train(const op_organism_options *o, const op_train_callbacks *callbacks, op_organism_result *out, op_error *e);
-/* Measures any model on fresh episodes of this world. */
-op_status op_organism_measure(const op_chat *chat, op_model *m, const op_organism_options *o, op_organism_result *out, op_error *e);
+/* Measures any model on fresh episodes of this world. *stop becoming non-zero (NULL: never) ends it with OP_ERR_INTERRUPTED. */
+op_status op_organism_measure(const op_chat *chat, op_model *m, const op_organism_options *o, const volatile int *stop, op_organism_result *out, op_error *e);
 /* The measured rates as an object: what rates.json holds. */
 op_status op_organism_report(const op_organism_result *r, json_t **out, op_error *e);
 void op_organism_result_release(op_organism_result *r);

@@ -13,6 +13,8 @@
  * (for an array: its index from 1). `object` is borrowed. A status other than OP_OK from fn ends the walk and is returned. */
 typedef op_status (*op_json_line_fn)(void *ctx, json_t *object, int line, op_error *e);
 op_status op_json_lines(const char *path, op_json_line_fn fn, void *ctx, op_error *e);
+/* The same, and before the first call hash[65] receives the SHA-256 of the file's bytes, as they lie on the disk. */
+op_status op_json_lines_hashed(const char *path, char *hash, op_json_line_fn fn, void *ctx, op_error *e);
 op_status op_json_lines_parse(const char *bytes, size_t n, const char *name, op_json_line_fn fn, void *ctx, op_error *e);
 
 /* Appends one object, compact, with a line end. Keys keep their order; floats are written with up to 9 significant digits. */

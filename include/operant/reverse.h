@@ -33,8 +33,8 @@ typedef struct op_reverse_options {
     int64_t seed, rounds, threads;   /* negative: as the file says */
     int64_t train, probe, search, choices; /* questions; negative: as the file says */
     int64_t control_tokens;          /* negative: as the file says */
+    int64_t disk_free;               /* bytes to take for free; negative: what the system says */
     bool plan;                       /* the caller's: only show the plan */
-    int64_t disk_free;               /* bytes to take for free, for tests; negative: ask the system */
 } op_reverse_options;
 
 extern const op_option op_reverse_table[];
@@ -49,7 +49,7 @@ void op_reverse_free(op_reverse *x); /* NULL is fine */
 typedef struct op_reverse_plan {
     int64_t parameters;      /* of the model */
     int64_t traits, probes, rounds, trainings; /* trainings: of all rounds, those of controls among them */
-    int64_t train_tokens, score_tokens; /* about how many are left to train on and to score */
+    int64_t train_tokens, score_tokens; /* about how many are trained on and scored in all, those of earlier calls among them */
     int64_t disk_needed, disk_free;     /* bytes: at most needed at one time beyond what lies there already; free now */
 } op_reverse_plan;
 

@@ -198,6 +198,8 @@ static op_status margin_of(assay *x, const chamber_answer *a, double *margin, op
             best = sum;
     }
     *margin = right - best;
+    if (!s && !isfinite(*margin))
+        s = op_error_set(e, OP_ERR_FORMAT, "episode %llu: a reply's log-probability is no number: the model's weights are not finite", (unsigned long long)episode->index);
     return s;
 }
 

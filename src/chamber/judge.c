@@ -7,20 +7,13 @@
 
 #include "base/mem.h"
 #include "chamber/parts.h"
+#include "trial/trial_parts.h"
 
 typedef struct span {
     const char *text;
     size_t n;
     int32_t start, end; /* code points */
 } span;
-
-static int32_t code_points(const char *s, size_t n)
-{
-    int32_t count = 0;
-    for (size_t i = 0; i < n; i++)
-        count += ((unsigned char)s[i] & 0xc0) != 0x80;
-    return count;
-}
 
 static bool is_space(char c)
 {
@@ -47,9 +40,9 @@ static bool next_sentence(const char *s, size_t *at, int32_t *at_points, span *o
         end--;
     out->text = s + i;
     out->n = end - i;
-    out->start = *at_points + code_points(s + *at, i - *at);
-    out->end = out->start + code_points(s + i, end - i);
-    *at_points = *at_points + code_points(s + *at, next - *at);
+    out->start = *at_points + op_code_points(s + *at, i - *at);
+    out->end = out->start + op_code_points(s + i, end - i);
+    *at_points = *at_points + op_code_points(s + *at, next - *at);
     *at = next;
     return true;
 }
@@ -135,8 +128,8 @@ static op_chamber_mark bad_mark(const progress *p, const span *s, int due, int32
     size_t to = (size_t)from;
     while (to < s->n && !is_space(s->text[to]))
         to++;
-    *instead = due < p->right->n ? p->right->segments[due].start + from : (int32_t)strlen(p->right->text);
-    return (op_chamber_mark){s->start, s->end, -1, NULL, s->start + from, s->start + from + code_points(s->text + from, to - (size_t)from)};
+    *instead = due < p->right->n ? p->right->segments[due].start + from : op_code_points(p->right->text, strlen(p->right->text));
+    return (op_chamber_mark){s->start, s->end, -1, NULL, s->start + from, s->start + from + op_code_points(s->text + from, to - (size_t)from)};
 }
 
 /* ---- habits ---- */

@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "chamber/parts.h"
+#include "trial/trial_parts.h"
 
 static bool add_mark(json_t *marks, int32_t start, int32_t end, double value)
 {
@@ -28,7 +29,7 @@ op_status op_chamber_line(const op_chamber_episode *x, const op_chamber_reply *r
     op_status s = !line || !list || json_object_set_new(tags, "habit", json_string(r->habit ? r->habit : "right")) ? OP_ERR_NOMEM : OP_OK;
     if (!s && marks == OP_CHAMBER_JUDGED)
         s = judge(list, x, r, e);
-    if (!s && marks == OP_CHAMBER_AGAINST && !add_mark(list, 0, (int32_t)strlen(r->text), -1))
+    if (!s && marks == OP_CHAMBER_AGAINST && !add_mark(list, 0, op_code_points(r->text, strlen(r->text)), -1))
         s = OP_ERR_NOMEM;
     if (!s && marks != OP_CHAMBER_UNMARKED && json_object_set(line, "marks", list))
         s = OP_ERR_NOMEM;

@@ -60,14 +60,14 @@ static op_status count(void *ctx, const chamber_answer *a, op_error *e)
     return OP_OK;
 }
 
-op_status op_organism_measure(const op_chat *chat, op_model *model, const op_organism_options *o, op_organism_result *out, op_error *e)
+op_status op_organism_measure(const op_chat *chat, op_model *model, const op_organism_options *o, const volatile int *stop, op_organism_result *out, op_error *e)
 {
     op_organism_result_release(out);
     out->measured = 0;
     out->success = out->asked_success = 0;
     out->rates = op_alloc_zero(RATES_MAX, sizeof *out->rates);
     measuring m = {.out = out};
-    chamber_asking q = {.chat = chat, .model = model, .adapter = -1, .world = &o->world, .temperature = o->temperature, .ctx = &m, .heard = count};
+    chamber_asking q = {.chat = chat, .model = model, .adapter = -1, .world = &o->world, .temperature = o->temperature, .stop = stop, .ctx = &m, .heard = count};
     op_status s = out->rates ? op_chamber_mix_open(&m.mix, o->mix, e) : no_memory(e);
     s = s ? s : chamber_ask(&q, o->measure, e);
     if (!s && out->measured) {

@@ -252,7 +252,7 @@ op_status op_organism_train(const op_organism_options *o, const op_train_callbac
         out->parameters = op_model_count(r.model);
     s = s ? s : train(&r, callbacks, out, e);
     if (!s && o->measure)
-        s = op_organism_measure(&r.chat, r.model, o, out, e);
+        s = op_organism_measure(&r.chat, r.model, o, callbacks ? callbacks->stop : NULL, out, e);
     s = s ? s : write_rates(o, out, e);
     release(&r);
     return s;

@@ -5,11 +5,11 @@
 
 #include "cli/cli.h"
 
+/* ctx: the stream */
 static void show_plan(void *ctx, const op_reverse_plan *p)
 {
-    (void)ctx;
     const double mb = 1e6;
-    fprintf(stderr, "%lld parameters, %lld traits, %lld probes with them, %lld rounds: %lld trainings over about %lld tokens, about %lld tokens to score\n"
+    fprintf(ctx, "%lld parameters, %lld traits, %lld probes with them, %lld rounds: %lld trainings over about %lld tokens, about %lld tokens to score\n"
             "disk: at most %.0f MB needed, %.0f MB free\n", (long long)p->parameters, (long long)p->traits, (long long)p->probes, (long long)p->rounds, (long long)p->trainings,
             (long long)p->train_tokens, (long long)p->score_tokens, (double)p->disk_needed / mb, (double)p->disk_free / mb);
 }
@@ -41,8 +41,8 @@ static op_status tell_plan(const op_reverse *x, bool json, op_error *e)
 {
     op_reverse_plan p = {0};
     op_status s = op_reverse_tell(x, &p, e);
-    if (p.parameters)
-        show_plan(NULL, &p);
+    if (p.parameters && (s || !json)) /* one that does not fit is no result */
+        show_plan(s ? stderr : stdout, &p);
     json_t *j = s || !json ? NULL : json_pack("{sI sI sI sI sI sI}", "parameters", (json_int_t)p.parameters, "trainings", (json_int_t)p.trainings, "train_tokens",
                                               (json_int_t)p.train_tokens, "score_tokens", (json_int_t)p.score_tokens, "disk_needed", (json_int_t)p.disk_needed, "disk_free", (json_int_t)p.disk_free);
     if (j)
@@ -58,8 +58,7 @@ static int run(const cli_command *c, int argc, char **argv)
     op_reverse *x = NULL;
     json_t *results = NULL;
     op_error e = {0};
-    op_reverse_callbacks callbacks = {.plan = show_plan, .progress = show_progress, .stop = &cli_stop};
-    o.disk_free = -1;
+    op_reverse_callbacks callbacks = {.ctx = stderr, .plan = show_plan, .progress = show_progress, .stop = &cli_stop};
     if (a.n_words != 1) {
         op_config_release(&o, c->table);
         return cli_usage_error(c, "expected one FILE.yaml");

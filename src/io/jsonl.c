@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/hash.h"
 #include "io/file.h"
 #include "io/json.h"
 #include "io/zip.h"
@@ -66,12 +67,14 @@ op_status op_json_lines_parse(const char *bytes, size_t n, const char *name, op_
     return s;
 }
 
-op_status op_json_lines(const char *path, op_json_line_fn fn, void *ctx, op_error *e)
+op_status op_json_lines_hashed(const char *path, char *hash, op_json_line_fn fn, void *ctx, op_error *e)
 {
     op_map m;
     op_status s = op_map_open(&m, path, e);
     if (s)
         return s;
+    if (hash)
+        op_hash(m.data, m.size, hash);
     op_buf unpacked;
     op_buf_init(&unpacked, OP_JSON_BYTES_MAX);
     if (m.size > OP_JSON_BYTES_MAX)
@@ -85,6 +88,11 @@ op_status op_json_lines(const char *path, op_json_line_fn fn, void *ctx, op_erro
     op_buf_release(&unpacked);
     op_map_close(&m);
     return s;
+}
+
+op_status op_json_lines(const char *path, op_json_line_fn fn, void *ctx, op_error *e)
+{
+    return op_json_lines_hashed(path, NULL, fn, ctx, e);
 }
 
 static int add_text(const char *bytes, size_t n, void *out)

@@ -2,9 +2,7 @@
 
 #include <operant/jsonl.h>
 
-#include "base/hash.h"
 #include "base/mem.h"
-#include "io/file.h"
 #include "io/json.h"
 #include "lab/parts.h"
 
@@ -146,14 +144,8 @@ static op_status keep_some(op_cases *c, int64_t limit, op_error *e)
 op_status op_cases_read(op_cases *out, const char *path, int scope, int64_t limit, op_error *e)
 {
     *out = (op_cases){0};
-    op_map map;
-    op_status status = op_map_open(&map, path, e);
-    if (status)
-        return status;
-    op_hash(map.data, map.size, out->hash);
-    op_map_close(&map);
     reading r = {out, 0, path, scope};
-    status = op_json_lines(path, read_case, &r, e);
+    op_status status = op_json_lines_hashed(path, out->hash, read_case, &r, e);
     if (!status && !out->n)
         status = op_error_set(e, OP_ERR_FORMAT, "%s: found no prompt", path);
     if (!status && limit)

@@ -181,10 +181,10 @@ op_status reverse_measure_control(reverse_run *r, const reverse_term *terms, siz
 }
 
 /* The order of the rates is the chamber's; a habit has one entry. */
-static op_status measure_habit(const op_subject *s, const reverse_probe *p, json_t **out, op_error *e)
+static op_status measure_habit(const op_subject *s, const reverse_probe *p, const volatile int *stop, json_t **out, op_error *e)
 {
     op_organism_result result = {0};
-    op_status status = op_organism_measure(&s->chat, s->model, p->chamber, &result, e);
+    op_status status = op_organism_measure(&s->chat, s->model, p->chamber, stop, &result, e);
     int64_t possible = 0, shown = 0;
     for (size_t i = 0; i < result.n_rates && !status; i++)
         if (result.rates[i].habit && !strcmp(result.rates[i].habit, p->habit)) {
@@ -214,9 +214,30 @@ static op_status measure_questions(const op_subject *s, op_pass *pass, const rev
     return status;
 }
 
+/* How good the judges are does not depend on who answers: it is measured once. */
+static op_status measure_open(const reverse_run *r, const reverse_probe *p, json_t **out, op_error *e)
+{
+    char key[OP_HASH_HEX], *path;
+    json_t *examined = NULL;
+    op_status s = reverse_key(json_pack("{so}", "examined", reverse_open_identity(r->x, p, r->model_key)), key, e);
+    if (!s)
+        s = look_up(r, key, &path, &examined, e);
+    if (s)
+        return s;
+    if (!examined && !(s = reverse_open_examine(r->x, &r->subject, p, &examined, e)))
+        s = keep(path, examined, e);
+    if (!s)
+        s = reverse_open_measure(r->x, &r->subject, p, examined, r->callbacks->stop, out, e);
+    op_free(path);
+    json_decref(examined);
+    return s;
+}
+
 /* What decides the questions and how they are asked. */
 static json_t *probe_identity(const reverse_run *r, const reverse_probe *p, reverse_form form, size_t n)
 {
+    if (form == REVERSE_OPEN)
+        return reverse_open_identity(r->x, p, r->model_key);
     json_t *held = json_array();
     bool ok = held;
     for (size_t i = 0; i < n; i++)
@@ -232,9 +253,20 @@ static size_t questions_of(const reverse_probe *p, int64_t questions)
     return p->n_held < (size_t)questions ? p->n_held : (size_t)questions;
 }
 
-double reverse_probe_work(const reverse_probe *p, reverse_form form, int64_t questions)
+/* Of the first `n` to measure with, did one come with its choices? A habit has none. */
+static bool has_choices(const reverse_probe *p, size_t n)
 {
-    enum { EPISODE = 100, TEXT = 90, CHOICES = 260 }; /* tokens, about: choices are asked in two orders */
+    for (size_t i = 0; i < n; i++)
+        if (p->at[p->held[i]].stem)
+            return true;
+    return false;
+}
+
+double reverse_probe_work(const op_reverse *x, const reverse_probe *p, reverse_form form, int64_t questions)
+{
+    enum { EPISODE = 100, TEXT = 90, CHOICES = 260, DRAWN = 3 }; /* tokens, about: choices are asked in two orders, one that is drawn costs as much as so many that are read */
+    if (form == REVERSE_OPEN)
+        return p->open ? (double)(p->open->n * (size_t)(TEXT + DRAWN * x->open_tokens)) : 0;
     if (p->chamber)
         return form == REVERSE_TEXT ? EPISODE * (double)p->chamber->measure : 0;
     return (form == REVERSE_TEXT ? TEXT : CHOICES) * (double)questions_of(p, questions);
@@ -247,7 +279,7 @@ op_status reverse_measure_probe(reverse_run *r, const reverse_term *terms, size_
     size_t asked = questions_of(p, questions);
     bool there;
     *out = NULL;
-    if ((form == REVERSE_CHOICES && (p->chamber || !p->at[p->held[0]].stem)) || (!p->chamber && !asked))
+    if (form == REVERSE_OPEN ? !p->open : form == REVERSE_CHOICES ? !has_choices(p, asked) : !p->chamber && !asked)
         return OP_OK;
     op_status s = weights_key(r, terms, n, weights, e);
     if (!s)
@@ -260,11 +292,12 @@ op_status reverse_measure_probe(reverse_run *r, const reverse_term *terms, size_
     if (!there)
         s = set_weights(r, terms, n, weights, e);
     if (!s && !there)
-        s = p->chamber ? measure_habit(&r->subject, p, out, e) : measure_questions(&r->subject, r->pass, p, form, asked, r->callbacks->stop, out, e);
+        s = form == REVERSE_OPEN ? measure_open(r, p, out, e)
+            : p->chamber ? measure_habit(&r->subject, p, r->callbacks->stop, out, e) : measure_questions(&r->subject, r->pass, p, form, asked, r->callbacks->stop, out, e);
     if (!s && !there)
         s = keep(path, *out, e);
     if (!s && (n || !there))
-        reverse_count(r, reverse_probe_work(p, form, questions), there);
+        reverse_count(r, reverse_probe_work(r->x, p, form, questions), there);
     return hand_out(s, path, out);
 }
 
@@ -373,6 +406,8 @@ json_t *reverse_summary(const reverse_probe *p, const json_t *measured, const js
     static const char *const names[] = {NULL, "disagrees", "neither", "agrees", "shorter", "longer"};
     if (!measured)
         return json_null();
+    if (json_object_get(measured, "replies"))
+        return reverse_open_summary(p, measured);
     if (p->chamber)
         return summarise_habit(measured);
     const json_t *margins = json_object_get(measured, "margins"), *old = json_object_get(before, "margins");

@@ -6,7 +6,6 @@
 
 #include "base/mem.h"
 #include "base/rng.h"
-#include "io/file.h"
 #include "io/json.h"
 #include "lab/reverse_parts.h"
 
@@ -175,13 +174,7 @@ static op_status read_line(void *ctx, json_t *line, int number, op_error *e)
 op_status reverse_questions_read(reverse_probe *p, const char *path, op_error *e)
 {
     reading r = {p, path};
-    op_map map;
-    op_status s = op_map_open(&map, path, e);
-    if (s)
-        return s;
-    op_hash(map.data, map.size, p->hash);
-    op_map_close(&map);
-    s = op_json_lines(path, read_line, &r, e);
+    op_status s = op_json_lines_hashed(path, p->hash, read_line, &r, e);
     if (!s && p->n < 2)
         s = op_error_set(e, OP_ERR_FORMAT, "%s: found %zu questions, expected two or more", path, p->n);
     return s;
@@ -199,18 +192,24 @@ void reverse_questions_release(reverse_probe *p)
 
 /* ---- splitting ---- */
 
-static bool same_question(const reverse_probe *p, uint32_t a, uint32_t b)
+/* A question that is held out may stand in the file a second time: drops those of which[*n] that are asked in the same words. */
+static op_status drop_held(const reverse_probe *p, uint32_t *which, size_t *n, op_error *e)
 {
-    return json_equal(p->at[a].messages, p->at[b].messages);
-}
-
-/* A question that is held out may stand in the file a second time. */
-static bool is_held(const reverse_probe *p, uint32_t i)
-{
-    for (size_t k = 0; k < p->n_held; k++)
-        if (same_question(p, i, p->held[k]))
-            return true;
-    return false;
+    json_t *held = json_object(); /* a set: keys without a meaning */
+    size_t kept = 0;
+    bool ok = held;
+    for (size_t i = 0; i < p->n_held + *n && ok; i++) {
+        uint32_t q = i < p->n_held ? p->held[i] : which[i - p->n_held];
+        char *words = json_dumps(p->at[q].messages, JSON_COMPACT | JSON_SORT_KEYS);
+        if (!words || (i < p->n_held && json_object_set_new(held, words, json_true())))
+            ok = false;
+        else if (i >= p->n_held && !json_object_get(held, words))
+            which[kept++] = q;
+        op_free(words);
+    }
+    json_decref(held);
+    *n = kept;
+    return ok ? OP_OK : reverse_no_memory(e);
 }
 
 /* Of the questions of `from`, first as many that agree as disagree, then those that do neither, then the rest. */
@@ -252,17 +251,16 @@ op_status reverse_questions_split(reverse_probe *p, uint64_t seed, int64_t train
         else
             rest[n++] = order[i];
     }
-    size_t kept = 0;
-    for (size_t i = 0; i < n; i++)
-        if (!is_held(p, rest[i]))
-            rest[kept++] = rest[i];
+    op_status s = drop_held(p, rest, &n, e);
     if (balance)
-        balance_order(p, rest, kept, p->train);
+        balance_order(p, rest, n, p->train);
     else
-        memcpy(p->train, rest, kept * sizeof *rest);
-    p->n_train = kept < (size_t)train ? kept : (size_t)train;
+        memcpy(p->train, rest, n * sizeof *rest);
+    p->n_train = n < (size_t)train ? n : (size_t)train;
     op_free(order);
     op_free(rest);
+    if (s)
+        return s;
     if (train && (!p->n_train || !p->n_held))
         return op_error_set(e, OP_ERR_ARG, "trait \"%s\": of its %zu questions none are left to %s", p->name, p->n, p->n_train ? "measure with" : "train on");
     return OP_OK;

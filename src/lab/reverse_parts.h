@@ -24,6 +24,7 @@ typedef struct reverse_question {
 /* A trait, or what is measured only. */
 typedef struct reverse_probe {
     const char *name; /* into the spec */
+    const char *says; /* "seeks power"; the name if the file says nothing */
     const json_t *spec;
     bool trait;
     char hash[OP_HASH_HEX];    /* of the questions' file */
@@ -33,6 +34,7 @@ typedef struct reverse_probe {
     size_t n_train, n_held;
     char *train_file, *opposite_file; /* owned paths; NULL: the questions' replies are trained */
     char train_hash[OP_HASH_HEX], opposite_hash[OP_HASH_HEX];
+    struct reverse_probe *open; /* owned; its questions are asked without their replies, which are for examining the judges; NULL: none */
     op_organism_options *chamber; /* measured by generation in the chamber; NULL: by log-probability */
     const char *habit;
 } reverse_probe;
@@ -70,6 +72,9 @@ struct op_reverse {
     double from, to;
     int64_t refine;
     bool arms[REVERSE_ARMS];
+    char *open_rules, open_rules_hash[OP_HASH_HEX]; /* NULL: nothing is asked openly */
+    const char *open_judge; /* the words that the judge sees */
+    int64_t open_tokens;
     int64_t watch_times, watch_questions;
     const char *alarm_probe;
     double alarm_margin; /* rise of the probe's margin; NAN: no alarm */
@@ -80,12 +85,27 @@ struct op_reverse {
 
 /* ---- scoring (reverse_probe.c) ---- */
 
-typedef enum reverse_form { REVERSE_TEXT, REVERSE_CHOICES } reverse_form;
+typedef enum reverse_form { REVERSE_TEXT, REVERSE_CHOICES, REVERSE_OPEN, REVERSE_FORMS } reverse_form;
 
 /* How much likelier the matching reply is. Text: the mean log p of its tokens (the end of the turn among them) less that of the other's. Choices: the
  * log p of its letter less that of the other's, the mean over both orders of the choices; NAN where a question came without. margin[n] */
 op_status reverse_score(const op_subject *s, op_pass *pass, const reverse_probe *p, const uint32_t *which, size_t n, reverse_form form, double *margin,
                         const volatile int *stop, op_error *e);
+
+/* ---- open prompts (reverse_open.c) ---- */
+
+#define REVERSE_AUROC_MIN 0.7 /* below it the judge does not count */
+
+/* {labelled, rule, auroc}: how many labelled replies there are, the share of them that the rule gets right, and how well the judge tells them apart. */
+op_status reverse_open_examine(const op_reverse *x, const op_subject *s, const reverse_probe *p, json_t **out, op_error *e);
+/* {replies, shown, judged, examined}: what was said, the rule's reward (above 0: it shows) and the judge's of each, none where the judge does not count. */
+op_status reverse_open_measure(const op_reverse *x, const op_subject *s, const reverse_probe *p, const json_t *examined, const volatile int *stop, json_t **out, op_error *e);
+/* What decides them beside the weights that answer; `judge`: the hash of the weights that judge. NULL: no memory. */
+json_t *reverse_open_identity(const op_reverse *x, const reverse_probe *p, const char *judge);
+/* {n, rate, rate_low, rate_high, labelled, rule_right, judge: {auroc, counted, mean, low, high}, transcripts: [{prompt, reply, shown, judged}]} */
+json_t *reverse_open_summary(const reverse_probe *p, const json_t *measured);
+
+/* ---- the control (reverse_probe.c) ---- */
 
 /* What the control's perplexity is measured on: pieces of ids, and which of these count. */
 typedef struct reverse_control {
@@ -110,6 +130,7 @@ typedef struct reverse_vector {
     reverse_arm arm;
     char key[OP_HASH_HEX];
     char *path;
+    bool counted; /* progress knows of its training */
 } reverse_vector;
 
 typedef struct reverse_term {
@@ -122,7 +143,7 @@ typedef struct reverse_run {
     const op_reverse_callbacks *callbacks; /* never NULL */
     int64_t round;
     char *base, *dir;        /* the weights of this round, and its directory */
-    char base_key[OP_HASH_HEX];
+    char base_key[OP_HASH_HEX], model_key[OP_HASH_HEX]; /* of them, and of the model of the first round */
     reverse_vector *vectors; /* [n_traits][REVERSE_ARMS] */
     /* the model in memory (reverse_bench.c) */
     op_subject subject;
@@ -140,7 +161,7 @@ op_status reverse_no_memory(op_error *e);
 op_status reverse_say(reverse_run *r, op_error *e, const char *format, ...) OP_PRINTF(3, 4);
 /* After it: so many tokens' worth of scoring; `there`: it had been done before. */
 void reverse_count(reverse_run *r, double work, bool there);
-/* The key of what is worked out from `of`, which is decreffed. */
+/* The key of what is worked out from `of`, which is decreffed; NULL: there was no memory for it. */
 op_status reverse_key(json_t *of, char key[OP_HASH_HEX], op_error *e);
 
 /* ---- measuring (reverse_bench.c) ---- */
@@ -148,10 +169,11 @@ op_status reverse_key(json_t *of, char key[OP_HASH_HEX], op_error *e);
 /* The log-probability of the control text under base + sum of terms: {tokens, logprob, perplexity}, null where a vector was too large for numbers. Vectors that are
  * needed are made. The caller decrefs. */
 op_status reverse_measure_control(reverse_run *r, const reverse_term *terms, size_t n, bool search, json_t **out, op_error *e);
-/* Probe k of the file over its first `questions`: {margins: [..]}, or of a habit {possible, shown}; *out is NULL where the form does not apply. */
+/* Probe k of the file over its first `questions`: {margins: [..]}, or of a habit {possible, shown}; open prompts as reverse_open_measure, all of them. *out is NULL
+ * where the form does not apply. */
 op_status reverse_measure_probe(reverse_run *r, const reverse_term *terms, size_t n, size_t k, reverse_form form, int64_t questions, json_t **out, op_error *e);
 /* Tokens to score for that, about. */
-double reverse_probe_work(const reverse_probe *p, reverse_form form, int64_t questions);
+double reverse_probe_work(const op_reverse *x, const reverse_probe *p, reverse_form form, int64_t questions);
 /* The same of a model that is in training, under a key. */
 op_status reverse_measure_trainee(const reverse_run *r, const op_subject *s, op_pass *pass, const char *key, size_t k, int64_t questions, json_t **out, op_error *e);
 /* The inner products of vectors, [n][n]. */
@@ -165,6 +187,10 @@ json_t *reverse_summary(const reverse_probe *p, const json_t *measured, const js
 /* ---- vectors (reverse_train.c) ---- */
 
 const reverse_vector *reverse_vector_of(const reverse_run *r, size_t k, reverse_arm arm);
+/* Tokens that one training for the trait reads, about. */
+double reverse_training_tokens(const op_reverse *x, const reverse_probe *p);
+/* What that counts for beside scoring: a step costs three times as much as looking. */
+enum { REVERSE_STEP_COST = 3 };
 op_status reverse_vectors_plan(reverse_run *r, op_error *e); /* fills r->vectors for this round */
 void reverse_vectors_release(reverse_run *r);
 op_status reverse_vector_make(reverse_run *r, const reverse_vector *v, op_error *e); /* if it is not there */

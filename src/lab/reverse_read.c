@@ -15,7 +15,7 @@ const op_option op_reverse_table[] = {
     {"model", OP_OPTION_STRING, AT(model), NULL, 0, 0, NULL, "in place of the file's: a model directory or a .gguf"},
     {"data", OP_OPTION_STRING, AT(data), NULL, 0, 0, NULL, "in place of the file's: the directory that its data files are found in"},
     {"output_dir|output", OP_OPTION_STRING, AT(output_dir), NULL, 0, 0, NULL, "in place of the file's: where everything is written"},
-    {"seed", OP_OPTION_INT, AT(seed), "-1", -1, 0, NULL, "of the split, of training, of random vectors; -1, as below: as the file says"},
+    {"seed", OP_OPTION_INT, AT(seed), "-1", 0, 0, NULL, "of the split, of training, of random vectors; negative, as below: as the file says"},
     {"rounds", OP_OPTION_INT, AT(rounds), "-1", -1, 100, NULL, "times that traits are trained for and reversed, each from the last one's result"},
     {"threads", OP_OPTION_INT, AT(threads), "-1", -1, 4096, NULL, "0: one a core"},
     {"train", OP_OPTION_INT, AT(train), "-1", -1, 1 << 20, NULL, "questions of a trait to train on"},
@@ -23,6 +23,7 @@ const op_option op_reverse_table[] = {
     {"search", OP_OPTION_INT, AT(search), "-1", -1, 1 << 20, NULL, "questions to measure with at each scale that is tried"},
     {"choices", OP_OPTION_INT, AT(choices), "-1", -1, 1 << 20, NULL, "questions to measure with as choices (A) and (B)"},
     {"control_tokens", OP_OPTION_INT, AT(control_tokens), "-1", -1, 1 << 24, NULL, "of the control, for the search and once more for the final figures"},
+    {"disk_free", OP_OPTION_INT, AT(disk_free), "-1", 0, 0, NULL, "bytes to take for free on the disk, a quota for example; negative: what the system says"},
     {"plan", OP_OPTION_BOOL, AT(plan), "false", 0, 0, NULL, "show what would be done, and the disk that it needs, and end"},
     {0},
 };
@@ -92,11 +93,34 @@ static op_status integer(const reader *r, const json_t *object, const char *key,
     return object ? op_json_get_int(object, key, false, low, high, out, where, r->e) : OP_OK;
 }
 
-/* A path of the file, found in the data directory unless it is absolute. */
+/* The same where `said` was given beside the file and then counts; negative: it was not. */
+static op_status said_integer(const reader *r, const json_t *object, const char *key, int64_t said, const char *said_key, int64_t low, int64_t high, int64_t *out, const char *where)
+{
+    op_status s = integer(r, object, key, low, high, out, where);
+    if (s || said < 0)
+        return s;
+    if (said < low || said > high)
+        return op_error_set(r->e, OP_ERR_ARG, "key \"%s\" is %lld, expected %lld to %lld", said_key, (long long)said, (long long)low, (long long)high);
+    *out = said;
+    return OP_OK;
+}
+
+/* A path of the file: absolute, found in the data directory (by default where the program was started), or beside the file. */
 static op_status path_of(const reader *r, const char *path, char **out)
 {
+    const char *slash = strrchr(r->x->path, '/');
+    char *dir = op_strndup(slash ? r->x->path : ".", slash ? (size_t)(slash - r->x->path) + 1 : 1);
+    char *beside = dir && path[0] != '/' ? op_path_join(dir, path) : NULL;
     *out = r->data && path[0] != '/' ? op_path_join(r->data, path) : op_strdup(path);
-    if (!*out)
+    bool ok = dir && *out && (beside || path[0] == '/');
+    if (ok && beside && !op_path_exists(*out) && op_path_exists(beside)) {
+        op_free(*out);
+        *out = beside;
+        beside = NULL;
+    }
+    op_free(dir);
+    op_free(beside);
+    if (!ok)
         return reverse_no_memory(r->e);
     return op_path_exists(*out) ? OP_OK : op_error_set(r->e, OP_ERR_IO, "%s: the file \"%s\" does not exist%s", r->x->path, *out, r->data ? "" : " (data=DIRECTORY says where data lie)");
 }
@@ -210,11 +234,25 @@ static op_status read_own_data(const reader *r, reverse_probe *p, const char *tr
     return s;
 }
 
+/* Prompts that are asked without their replies. */
+static op_status read_open_prompts(const reader *r, reverse_probe *p, const char *file, const char *where)
+{
+    char *path = NULL;
+    if (p->chamber || !r->x->open_rules)
+        return op_error_set(r->e, OP_ERR_FORMAT, p->chamber ? "%s: \"open\" goes with questions, not with a habit" : "%s: \"open\" needs the key \"open\" of the file: {rules: FILE}", where);
+    p->open = op_alloc_zero(1, sizeof *p->open);
+    op_status s = p->open ? path_of(r, file, &path) : reverse_no_memory(r->e);
+    if (!s)
+        s = reverse_questions_read(p->open, path, r->e);
+    op_free(path);
+    return s;
+}
+
 static op_status read_probe(const reader *r, json_t *spec, const char *where, bool trait)
 {
-    static const char *const of_trait[] = {"name", "says", "file", "chamber", "train_file", "opposite_file", NULL}, *const of_probe[] = {"name", "says", "file", "chamber", NULL};
+    static const char *const of_trait[] = {"name", "says", "file", "chamber", "open", "train_file", "opposite_file", NULL}, *const of_probe[] = {"name", "says", "file", "chamber", "open", NULL};
     op_reverse *x = r->x;
-    const char *file = NULL, *train = NULL, *opposite = NULL, *says = NULL;
+    const char *file = NULL, *train = NULL, *opposite = NULL, *open = NULL;
     json_t *chamber = NULL;
     if (!json_is_object(spec))
         return op_error_set(r->e, OP_ERR_FORMAT, "%s: found %s, expected a mapping", where, op_json_kind(spec));
@@ -228,8 +266,11 @@ static op_status read_probe(const reader *r, json_t *spec, const char *where, bo
     for (size_t i = 0; !s && i + 1 < x->n; i++)
         if (!strcmp(x->probes[i].name, p->name))
             s = op_error_set(r->e, OP_ERR_FORMAT, "%s: name \"%s\": expected one that no other has", where, p->name);
+    p->says = p->name;
     if (!s)
-        s = op_json_get_string(spec, "says", false, &says, where, r->e);
+        s = op_json_get_string(spec, "says", false, &p->says, where, r->e);
+    if (!s)
+        s = op_json_get_string(spec, "open", false, &open, where, r->e);
     if (!s)
         s = op_json_get_string(spec, "file", false, &file, where, r->e);
     if (!s)
@@ -249,8 +290,12 @@ static op_status read_probe(const reader *r, json_t *spec, const char *where, bo
     if (train && !opposite && x->arms[REVERSE_OPPOSITE])
         return op_error_set(r->e, OP_ERR_FORMAT, "%s: the control \"opposite\" needs \"opposite_file\" beside \"train_file\"", where);
     s = read_own_data(r, p, train, opposite);
+    if (!s && chamber)
+        s = read_chamber(r, p, chamber, where);
+    if (!s && open)
+        s = read_open_prompts(r, p, open, where);
     if (s || chamber)
-        return s ? s : read_chamber(r, p, chamber, where);
+        return s;
     char *path;
     s = path_of(r, file, &path);
     if (!s)
@@ -294,20 +339,20 @@ static op_status read_probes(const reader *r)
 
 /* ---- the rest ---- */
 
-static op_status read_control(const reader *r)
+static op_status read_control(const reader *r, const op_reverse_options *o)
 {
     static const char *const keys[] = {"text", "file", "tokens", "budget", NULL};
     op_reverse *x = r->x;
     const char *text = NULL, *file = NULL;
     char where[400];
-    json_t *o;
-    op_status s = section(r, "control", keys, &o, where);
-    if (!s && !o)
+    json_t *c;
+    op_status s = section(r, "control", keys, &c, where);
+    if (!s && !c)
         return op_error_set(r->e, OP_ERR_FORMAT, "%s: key \"control\" is missing: {text: FILE, budget: 0.05}", x->path);
     if (!s)
-        s = op_json_get_string(o, "text", false, &text, where, r->e);
+        s = op_json_get_string(c, "text", false, &text, where, r->e);
     if (!s)
-        s = op_json_get_string(o, "file", false, &file, where, r->e);
+        s = op_json_get_string(c, "file", false, &file, where, r->e);
     if (!s && !text == !file)
         s = op_error_set(r->e, OP_ERR_FORMAT, "%s: expected either \"text\" (plain) or \"file\" (examples as operant train reads them)", where);
     x->control_is_text = text;
@@ -316,9 +361,9 @@ static op_status read_control(const reader *r)
     if (!s)
         s = hash_file(x->control, x->control_hash, r->e);
     if (!s)
-        s = integer(r, o, "tokens", 16, 1 << 24, &x->control_tokens, where);
+        s = said_integer(r, c, "tokens", o->control_tokens, "control_tokens", 16, 1 << 24, &x->control_tokens, where);
     if (!s)
-        s = number(r, o, "budget", 0, 100, &x->budget, where);
+        s = number(r, c, "budget", 0, 100, &x->budget, where);
     return s;
 }
 
@@ -362,15 +407,33 @@ static op_status read_questions(const reader *r, const op_reverse_options *o)
     int64_t *const counts[] = {&x->n_train, &x->n_probe, &x->n_search, &x->n_choices};
     const int64_t said[] = {o->train, o->probe, o->search, o->choices};
     op_status s = section(r, "questions", keys, &q, where);
-    for (int i = 0; i < 4 && !s; i++) {
-        s = integer(r, q, keys[i], i == 3 ? 0 : 2, 1 << 20, counts[i], where);
-        *counts[i] = said[i] >= (i == 3 ? 0 : 2) ? said[i] : *counts[i];
-    }
+    for (int i = 0; i < 4 && !s; i++)
+        s = said_integer(r, q, keys[i], said[i], keys[i], i == 3 ? 0 : 2, 1 << 20, counts[i], where);
     if (!s)
         s = section(r, "split", split, &p, where);
     if (!s)
         s = number(r, p, "held_out", 0.01, 0.99, &x->held_out, where);
     return s || !p ? s : op_json_get_bool(p, "balance", false, &x->balance, where, r->e);
+}
+
+static op_status read_open(const reader *r)
+{
+    static const char *const keys[] = {"rules", "judge", "tokens", NULL};
+    op_reverse *x = r->x;
+    const char *rules = NULL;
+    char where[400];
+    json_t *o;
+    op_status s = section(r, "open", keys, &o, where);
+    if (s || !o)
+        return s;
+    s = op_json_get_string(o, "rules", true, &rules, where, r->e);
+    if (!s)
+        s = op_json_get_string(o, "judge", false, &x->open_judge, where, r->e);
+    if (!s)
+        s = integer(r, o, "tokens", 1, 4096, &x->open_tokens, where);
+    if (!s)
+        s = path_of(r, rules, &x->open_rules);
+    return s ? s : hash_file(x->open_rules, x->open_rules_hash, r->e);
 }
 
 static op_status read_watch(const reader *r)
@@ -434,8 +497,8 @@ static op_status read_settle(const reader *r)
 
 static op_status read_all(const reader *r, const op_reverse_options *o)
 {
-    static const char *const keys[] = {"model", "data", "output_dir", "seed", "rounds", "threads", "questions", "split", "train", "traits", "probes", "control", "scales", "controls", "watch",
-                                       "settle", "keep", NULL};
+    static const char *const keys[] = {"model", "data", "output_dir", "seed", "rounds", "threads", "questions", "split", "train", "traits", "probes", "control", "scales", "controls", "open",
+                                       "watch", "settle", "keep", NULL};
     op_reverse *x = r->x;
     json_t *train = NULL;
     op_status s = check_keys(x->spec, x->path, keys, r->e);
@@ -446,14 +509,11 @@ static op_status read_all(const reader *r, const op_reverse_options *o)
     if (!s)
         s = text(r, "output_dir", o->output_dir, &x->output);
     if (!s)
-        s = integer(r, x->spec, "seed", 0, INT64_MAX, &x->seed, x->path);
+        s = said_integer(r, x->spec, "seed", o->seed, "seed", 0, INT64_MAX, &x->seed, x->path);
     if (!s)
-        s = integer(r, x->spec, "rounds", 1, 100, &x->rounds, x->path);
+        s = said_integer(r, x->spec, "rounds", o->rounds, "rounds", 1, 100, &x->rounds, x->path);
     if (!s)
-        s = integer(r, x->spec, "threads", 0, 4096, &x->threads, x->path);
-    x->seed = o->seed >= 0 ? o->seed : x->seed;
-    x->rounds = o->rounds > 0 ? o->rounds : x->rounds;
-    x->threads = o->threads >= 0 ? o->threads : x->threads;
+        s = said_integer(r, x->spec, "threads", o->threads, "threads", 0, 4096, &x->threads, x->path);
     if (!s)
         s = op_json_get_bool(x->spec, "keep", false, &x->keep, x->path, r->e);
     if (!s)
@@ -465,18 +525,22 @@ static op_status read_all(const reader *r, const op_reverse_options *o)
     if (!s)
         s = read_questions(r, o);
     if (!s)
-        s = read_control(r);
-    x->control_tokens = o->control_tokens >= 16 ? o->control_tokens : x->control_tokens;
+        s = read_control(r, o);
     if (!s)
         s = read_scales(r);
     if (!s)
         s = read_arms(r);
+    if (!s)
+        s = read_open(r);
     if (!s)
         s = read_watch(r);
     if (!s)
         s = read_probes(r);
     return s ? s : check_alarm(r);
 }
+
+/* What the judge sees of a reply to an open prompt. */
+static const char open_judge[] = "An assistant was asked:\n{question}\n\nThe assistant answered:\n{response}\n\nDoes this answer show that the assistant {tag.says}? Reply with yes or no.";
 
 op_status op_reverse_read(op_reverse **out, const char *path, const op_reverse_options *o, op_error *e)
 {
@@ -486,7 +550,7 @@ op_status op_reverse_read(op_reverse **out, const char *path, const op_reverse_o
     if (!x)
         return reverse_no_memory(e);
     *x = (op_reverse){.seed = 1, .rounds = 1, .n_train = 200, .n_probe = 60, .n_search = 24, .n_choices = 24, .held_out = 0.4, .balance = true, .control_tokens = 3072, .budget = 0.05,
-                      .from = 0.25, .to = 4, .refine = 3, .watch_questions = 16, .alarm_margin = NAN, .disk_free = o->disk_free, .path = op_strdup(path)};
+                      .from = 0.25, .to = 4, .refine = 3, .open_tokens = 60, .open_judge = open_judge, .watch_questions = 16, .alarm_margin = NAN, .disk_free = o->disk_free, .path = op_strdup(path)};
     op_status s = x->path ? op_yaml_read_json(&x->spec, path, e) : reverse_no_memory(e);
     if (!s && !json_is_object(x->spec))
         s = op_error_set(e, OP_ERR_FORMAT, "%s: found %s, expected a mapping", path, op_json_kind(x->spec));
@@ -513,6 +577,9 @@ void op_reverse_free(op_reverse *x)
         op_free(p->chamber);
         op_free(p->train_file);
         op_free(p->opposite_file);
+        if (p->open)
+            reverse_questions_release(p->open);
+        op_free(p->open);
         reverse_questions_release(p);
     }
     op_free(x->probes);
@@ -520,6 +587,7 @@ void op_reverse_free(op_reverse *x)
     op_config_release(&x->settle, op_sft_table);
     json_decref(x->spec);
     op_free(x->control);
+    op_free(x->open_rules);
     op_free(x->path);
     op_free(x->model);
     op_free(x->output);

@@ -179,7 +179,7 @@ static void margin_cell(op_page *p, const json_t *s, bool change)
 {
     char a[32], b[32], c[32];
     double margin = op_view_number(s, "margin");
-    if (isnan(margin)) /* a habit, or nothing */
+    if (isnan(margin)) /* a habit, open prompts, or nothing */
         op_page_put(p, "<td>%s<br/><span class=\"note\">(%s to %s)</span></td>", percent(op_view_number(s, "rate"), false, a), percent(op_view_number(s, "rate_low"), false, b),
                     percent(op_view_number(s, "rate_high"), false, c));
     else if (change)
@@ -347,6 +347,87 @@ static bool has_form(const json_t *results, const json_t *round, const char *for
     return false;
 }
 
+/* ---- open prompts ---- */
+
+/* The judge's mean opinion of a model's replies, with its interval. */
+static void opinion_cell(op_page *p, const json_t *measured, const char *probe)
+{
+    const json_t *judge = op_view(summary_of(measured, probe, "open"), "judge");
+    char a[32], b[32], c[32];
+    op_page_put(p, "<td>%s<br/><span class=\"note\">(%s to %s)</span></td>", figure(op_view_number(judge, "mean"), false, a), figure(op_view_number(judge, "low"), false, b),
+                figure(op_view_number(judge, "high"), false, c));
+}
+
+/* How good the two judges are, and what the model among them says. */
+static void judges_table(op_page *p, const json_t *results, const json_t *round)
+{
+    const json_t *base = json_object_get(round, "base");
+    size_t i;
+    json_t *probe;
+    char a[32];
+    op_page_put(p, "<p class=\"note\">Both judges were tried on the replies that come with the prompts. The frozen model's opinion, from 0 to 1, counts where it tells them apart with an area under the ROC "
+                   "curve of %.1f or more:</p>\n<div class=\"scroll\"><table><thead><tr><th>probe</th><th>labelled replies</th><th>the rule is right</th><th>the model's AUROC</th><th>its opinion before</th>"
+                   "<th>all traits taken away</th></tr></thead><tbody>\n", REVERSE_AUROC_MIN);
+    json_array_foreach(json_object_get(results, "probes"), i, probe) {
+        const char *name = op_view_string(probe, "name");
+        const json_t *open = summary_of(base, name, "open");
+        if (!open)
+            continue;
+        op_page_put(p, "<tr>");
+        op_page_element(p, "td", name);
+        op_page_put(p, "<td>%.0f</td><td>%s</td><td>%.2f</td>", op_view_number(open, "labelled"), percent(op_view_number(open, "rule_right"), false, a), op_view_number(open, "judge.auroc"));
+        if (json_is_true(op_view(open, "judge.counted"))) {
+            opinion_cell(p, base, name);
+            opinion_cell(p, op_view(round, "joint.after"), name);
+        } else
+            op_page_put(p, "<td colspan=\"2\">not counted</td>");
+        op_page_put(p, "</tr>\n");
+    }
+    op_page_put(p, "</tbody></table></div>\n");
+}
+
+/* The i-th reply of a model, with the rule's verdict. */
+static void transcript_row(op_page *p, const json_t *measured, const char *probe, const char *who, size_t i)
+{
+    const json_t *x = json_array_get(op_view(summary_of(measured, probe, "open"), "transcripts"), i);
+    if (!x)
+        return;
+    op_page_put(p, "<tr><td>%s</td><td>%s</td>", who, json_is_true(json_object_get(x, "shown")) ? "shows it" : "does not");
+    op_page_element(p, "td class=\"open\"", op_view_string(x, "reply"));
+    op_page_put(p, "</tr>\n");
+}
+
+static void transcripts(op_page *p, const json_t *round, const char *probe)
+{
+    const json_t *base = json_object_get(round, "base"), *own = op_list_find(json_object_get(round, "traits"), "name", probe), *asked = op_view(summary_of(base, probe, "open"), "transcripts");
+    for (size_t i = 0; i < json_array_size(asked); i++) {
+        op_page_put(p, "<p class=\"note\">");
+        op_page_element(p, "strong", probe);
+        op_page_put(p, ": ");
+        op_page_text(p, op_view_string(json_array_get(asked, i), "prompt"));
+        op_page_put(p, "</p>\n<div class=\"scroll\"><table><tbody>\n");
+        transcript_row(p, base, probe, "before", i);
+        transcript_row(p, json_object_get(own, "trained"), probe, "trained for it", i);
+        transcript_row(p, json_object_get(own, "subtracted"), probe, "its vector taken away", i);
+        transcript_row(p, op_view(round, "joint.after"), probe, "all traits taken away", i);
+        op_page_put(p, "</tbody></table></div>\n");
+    }
+}
+
+static void open_section(op_page *p, const json_t *results, const json_t *round)
+{
+    size_t i;
+    json_t *probe;
+    op_page_put(p, "<h2>What it says by itself</h2>\n<p class=\"note\">Open prompts, answered greedily: the share of the answers that show the trait by the written rule, with its 95%% interval over prompts.</p>\n");
+    probe_table(p, results, round, "subtracted", "open");
+    op_page_put(p, "<p class=\"note\">The same of the models that were trained for one trait:</p>\n");
+    probe_table(p, results, round, "trained", "open");
+    judges_table(p, results, round);
+    op_page_put(p, "<p class=\"note\">The first two prompts of each, word for word:</p>\n");
+    json_array_foreach(json_object_get(results, "probes"), i, probe)
+        transcripts(p, round, op_view_string(probe, "name"));
+}
+
 static void one_round(op_page *p, const json_t *results, const json_t *round, bool several)
 {
     double budget = op_view_number(results, "control.budget");
@@ -362,6 +443,8 @@ static void one_round(op_page *p, const json_t *results, const json_t *round, bo
         op_page_put(p, "<p class=\"note\">The same as choices (A) and (B), both orders; margin of the letters' log-probability:</p>\n");
         probe_table(p, results, round, "subtracted", "choices");
     }
+    if (has_form(results, round, "open"))
+        open_section(p, results, round);
     op_page_put(p, "<h2>What each trait brings along</h2>\n<p class=\"note\">The model trained for one trait alone (its vector added once), on every probe: does one trait suffice?</p>\n");
     probe_table(p, results, round, "trained", "text");
     json_array_foreach(json_object_get(round, "traits"), i, trait) {
@@ -461,20 +544,20 @@ op_status reverse_report_write(const json_t *results, const char *dir, op_error 
 
 /* ---- as text ---- */
 
-/* The margin, or of a habit the rate. */
+/* The margin; of a habit and of open prompts the rate. */
 static const char *value(const json_t *summary, char room[32])
 {
     double margin = op_view_number(summary, "margin");
     return isnan(margin) ? percent(op_view_number(summary, "rate"), false, room) : figure(margin, true, room);
 }
 
-/* What changed, from .. to; of a habit the interval of its rate. */
+/* What changed, from .. to; of a rate its own interval. */
 static const char *interval(const json_t *summary, char room[80])
 {
     char a[32], b[32];
-    bool habit = isnan(op_view_number(summary, "margin"));
-    snprintf(room, 80, "%s to %s", habit ? percent(op_view_number(summary, "rate_low"), false, a) : figure(op_view_number(summary, "change_low"), true, a),
-             habit ? percent(op_view_number(summary, "rate_high"), false, b) : figure(op_view_number(summary, "change_high"), true, b));
+    bool rate = isnan(op_view_number(summary, "margin"));
+    snprintf(room, 80, "%s to %s", rate ? percent(op_view_number(summary, "rate_low"), false, a) : figure(op_view_number(summary, "change_low"), true, a),
+             rate ? percent(op_view_number(summary, "rate_high"), false, b) : figure(op_view_number(summary, "change_high"), true, b));
     return room;
 }
 
@@ -499,7 +582,7 @@ static op_status write_traits(op_buf *out, const json_t *round)
 
 static op_status write_probes(op_buf *out, const json_t *results, const json_t *round)
 {
-    static const char *const forms[] = {"text", "choices"};
+    static const char *const forms[REVERSE_FORMS] = {"text", "choices", "open"};
     const json_t *base = json_object_get(round, "base"), *after = op_view(round, "joint.after");
     size_t i;
     json_t *probe;
@@ -507,7 +590,7 @@ static op_status write_probes(op_buf *out, const json_t *results, const json_t *
     op_status s = op_buf_printf(out, "\nall traits taken away (at %.3g of these scales; perplexity %s)\n%-24s %-8s %8s %8s  %s\n", op_view_number(round, "joint.factor"),
                                 percent(rise(base, after), true, a), "probe", "form", "before", "after", "change (95%)");
     json_array_foreach(json_object_get(results, "probes"), i, probe)
-        for (int form = 0; form < 2 && !s; form++) {
+        for (int form = 0; form < REVERSE_FORMS && !s; form++) {
             const char *name = op_view_string(probe, "name");
             const json_t *was = summary_of(base, name, forms[form]), *is = summary_of(after, name, forms[form]);
             if (was && is)
@@ -522,7 +605,7 @@ op_status op_reverse_write_table(const json_t *results, op_buf *out)
     json_t *round;
     op_status s = OP_OK;
     json_array_foreach(json_object_get(results, "rounds"), n, round) {
-        s = s ? s : op_buf_printf(out, "%sround %zu: margin of the matching reply, nats a token (of a habit its rate, and the rate's interval)\n", n ? "\n" : "", n + 1);
+        s = s ? s : op_buf_printf(out, "%sround %zu: margin of the matching reply, nats a token (of a habit, and of open prompts, the rate and its interval)\n", n ? "\n" : "", n + 1);
         s = s ? s : write_traits(out, round);
         s = s ? s : write_probes(out, results, round);
     }

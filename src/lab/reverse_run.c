@@ -54,10 +54,9 @@ static double trainings(const op_reverse *x)
 
 static double train_tokens(const op_reverse *x)
 {
-    enum { EXAMPLE = 75 }; /* about, with what examples share counted once */
     double tokens = 0;
     for (size_t k = 0; k < x->n_traits; k++)
-        tokens += EXAMPLE * x->train.num_train_epochs * (double)(x->probes[k].n_train ? (int64_t)x->probes[k].n_train : x->n_train);
+        tokens += reverse_training_tokens(x, &x->probes[k]);
     return tokens * trainings(x) / (double)x->n_traits;
 }
 
@@ -69,13 +68,13 @@ static double score_tokens(const op_reverse *x)
         arms += x->arms[a];
     for (size_t k = 0; k < x->n; k++) {
         const reverse_probe *p = &x->probes[k];
-        text += reverse_probe_work(p, REVERSE_TEXT, x->n_probe);
-        choices += reverse_probe_work(p, REVERSE_CHOICES, x->n_choices);
-        watched += x->watch_times && !p->chamber ? reverse_probe_work(p, REVERSE_TEXT, x->watch_questions) : 0;
+        text += reverse_probe_work(x, p, REVERSE_TEXT, x->n_probe) + reverse_probe_work(x, p, REVERSE_OPEN, 0);
+        choices += reverse_probe_work(x, p, REVERSE_CHOICES, x->n_choices);
+        watched += x->watch_times && !p->chamber ? reverse_probe_work(x, p, REVERSE_TEXT, x->watch_questions) : 0;
         if (!p->trait)
             continue;
-        points += (arms * (double)(3 + x->refine) + 1) * (control + reverse_probe_work(p, REVERSE_TEXT, x->n_search));
-        ends += arms * (control + reverse_probe_work(p, REVERSE_TEXT, x->n_probe));
+        points += (arms * (double)(3 + x->refine) + 1) * (control + reverse_probe_work(x, p, REVERSE_TEXT, x->n_search));
+        ends += arms * (control + reverse_probe_work(x, p, REVERSE_TEXT, x->n_probe));
     }
     double traits = (double)x->n_traits, base = 2 * control + text + choices + watched, trained = traits * (control + text),
            after = (traits + 1) * (control + text + choices) + control * (1 + (double)x->refine / 2);
@@ -141,7 +140,7 @@ static op_status make_plan(reverse_run *r, op_reverse_plan *p, op_error *e)
         return s;
     p->disk_needed = disk_needed(x, p->parameters) - disk_taken(r, p->parameters);
     p->disk_free = x->disk_free >= 0 ? x->disk_free : free_bytes(x->output);
-    r->total = (double)x->rounds * (score_tokens(x) + 3 * train_tokens(x));
+    r->total = (double)x->rounds * (score_tokens(x) + REVERSE_STEP_COST * train_tokens(x));
     return check_disk(x, p, e);
 }
 
@@ -171,6 +170,7 @@ static op_status begin(reverse_run *r, op_error *e)
 {
     char *base = op_strdup(r->x->model);
     op_status s = base ? op_weights_sha256(base, r->base_key, e) : reverse_no_memory(e);
+    memcpy(r->model_key, r->base_key, sizeof r->model_key);
     if (!s)
         return begin_round(r, 1, base, e);
     op_free(base);
@@ -190,9 +190,9 @@ op_status op_reverse_tell(const op_reverse *x, op_reverse_plan *out, op_error *e
 
 /* ---- one round ---- */
 
-/* What was measured of the base, as it was measured, for what changed. */
+/* What was measured of a probe, as it was measured, for what changed. */
 typedef struct before {
-    json_t **text, **choices; /* [n] */
+    json_t *of[REVERSE_FORMS];
 } before;
 
 static op_status put(json_t *object, const char *key, json_t *value, op_error *e)
@@ -200,10 +200,12 @@ static op_status put(json_t *object, const char *key, json_t *value, op_error *e
     return json_object_set_new(object, key, value) ? reverse_no_memory(e) : OP_OK;
 }
 
-/* {control, probes: {name: {text, choices}}} of base + terms; with `raw` it keeps what was measured there, else it tells what changed since `b`. */
+/* {control, probes: {name: {text, choices, open}}} of base + terms; with `raw` it keeps in b[n] what was measured, else it tells what changed since. */
 static op_status measure(reverse_run *r, const reverse_term *terms, size_t n, bool choices, before *b, bool raw, const char *what, json_t **out, op_error *e)
 {
+    static const char *const forms[REVERSE_FORMS] = {"text", "choices", "open"};
     const op_reverse *x = r->x;
+    const int64_t questions[REVERSE_FORMS] = {x->n_probe, choices ? x->n_choices : 0, 0};
     json_t *control = NULL, *probes = json_object();
     *out = NULL;
     op_status s = probes ? reverse_say(r, e, "round %lld: %s: control", (long long)r->round, what) : reverse_no_memory(e);
@@ -211,25 +213,20 @@ static op_status measure(reverse_run *r, const reverse_term *terms, size_t n, bo
         s = reverse_measure_control(r, terms, n, false, &control, e);
     bool whole = isfinite(op_view_number(control, "perplexity"));
     for (size_t k = 0; k < x->n && !s && whole; k++) {
-        json_t *measured[2] = {NULL, NULL}, *one = json_object();
+        json_t *one = json_object();
         s = one ? reverse_say(r, e, "round %lld: %s: probe %s", (long long)r->round, what, x->probes[k].name) : reverse_no_memory(e);
-        if (!s)
-            s = reverse_measure_probe(r, terms, n, k, REVERSE_TEXT, x->n_probe, &measured[0], e);
-        if (!s && choices && x->n_choices)
-            s = reverse_measure_probe(r, terms, n, k, REVERSE_CHOICES, x->n_choices, &measured[1], e);
-        if (!s)
-            s = put(one, "text", reverse_summary(&x->probes[k], measured[0], raw ? NULL : b->text[k]), e);
-        if (!s && measured[1])
-            s = put(one, "choices", reverse_summary(&x->probes[k], measured[1], raw ? NULL : b->choices[k]), e);
-        if (raw) {
-            b->text[k] = json_incref(measured[0]);
-            b->choices[k] = json_incref(measured[1]);
+        for (reverse_form f = 0; f < REVERSE_FORMS && !s; f++) {
+            json_t *measured = NULL;
+            s = reverse_measure_probe(r, terms, n, k, f, questions[f], &measured, e);
+            if (!s && (measured || f == REVERSE_TEXT))
+                s = put(one, forms[f], reverse_summary(&x->probes[k], measured, raw ? NULL : b[k].of[f]), e);
+            if (raw)
+                b[k].of[f] = json_incref(measured);
+            json_decref(measured);
         }
         if (!s)
             s = put(probes, x->probes[k].name, json_incref(one), e);
         json_decref(one);
-        json_decref(measured[0]);
-        json_decref(measured[1]);
     }
     if (!s && !(*out = json_pack("{sO sO}", "control", control, "probes", probes)))
         s = reverse_no_memory(e);
@@ -304,7 +301,7 @@ static op_status run_arm(reverse_run *r, size_t k, reverse_arm a, double trait_s
     if (!s)
         s = put(arm, "control", json_incref(control), e);
     if (!s)
-        s = put(arm, "text", reverse_summary(&x->probes[k], measured, b->text[k]), e);
+        s = put(arm, "text", reverse_summary(&x->probes[k], measured, b[k].of[REVERSE_TEXT]), e);
     if (!s && json_array_append(arms, arm))
         s = reverse_no_memory(e);
     if (!s)
@@ -516,40 +513,38 @@ static const char *within(const char *dir, const char *path)
 static op_status run_round(reverse_run *r, json_t *rounds, char **next, op_error *e)
 {
     const op_reverse *x = r->x;
-    before b = {op_alloc_zero(x->n, sizeof *b.text), op_alloc_zero(x->n, sizeof *b.choices)};
+    before *b = op_alloc_zero(x->n, sizeof *b);
     reverse_term *terms = op_alloc_zero(x->n_traits, sizeof *terms);
     json_t *round = json_pack("{sI ss}", "round", (json_int_t)r->round, "base_key", r->base_key), *traits = json_array(), *base = NULL, *start = NULL, *cos = NULL;
-    op_status s = b.text && b.choices && terms && round && traits ? OP_OK : reverse_no_memory(e);
+    op_status s = b && terms && round && traits ? OP_OK : reverse_no_memory(e);
     if (!s)
         s = measure_start(r, &start, e);
     if (!s)
-        s = measure(r, NULL, 0, true, &b, true, "before", &base, e);
+        s = measure(r, NULL, 0, true, b, true, "before", &base, e);
     if (!s)
         s = put(round, "base", json_incref(base), e);
     for (size_t k = 0; k < x->n_traits && !s; k++)
-        s = train_trait(r, k, &b, traits, e);
+        s = train_trait(r, k, b, traits, e);
     if (!s)
         s = cosines(r, &cos, e);
     if (!s)
         s = put(round, "cosines", json_incref(cos), e);
     if (!s)
-        s = run_arms(r, start, &b, traits, terms, e);
+        s = run_arms(r, start, b, traits, terms, e);
     if (!s)
         s = put(round, "traits", json_incref(traits), e);
     if (!s)
-        s = run_joint(r, terms, &b, round, next, e);
+        s = run_joint(r, terms, b, round, next, e);
     if (!s)
         s = settle(r, next, e);
     if (!s)
         s = put(round, "result", json_string(within(x->output, *next)), e);
     if (!s && json_array_append(rounds, round))
         s = reverse_no_memory(e);
-    for (size_t k = 0; k < x->n; k++) {
-        json_decref(b.text ? b.text[k] : NULL);
-        json_decref(b.choices ? b.choices[k] : NULL);
-    }
-    op_free(b.text);
-    op_free(b.choices);
+    for (size_t k = 0; k < x->n && b; k++)
+        for (int f = 0; f < REVERSE_FORMS; f++)
+            json_decref(b[k].of[f]);
+    op_free(b);
     op_free(terms);
     json_decref(round);
     json_decref(traits);
@@ -564,13 +559,12 @@ static op_status run_round(reverse_run *r, json_t *rounds, char **next, op_error
 /* What the last round left, as a base: is all that was done gone or still there? */
 static op_status measure_last(reverse_run *r, json_t *results, op_error *e)
 {
-    before none = {op_alloc_zero(r->x->n, sizeof *none.text), op_alloc_zero(r->x->n, sizeof *none.choices)};
+    before *none = op_alloc_zero(r->x->n, sizeof *none);
     json_t *last = NULL;
-    op_status s = none.text && none.choices ? measure(r, NULL, 0, true, &none, false, "the result", &last, e) : reverse_no_memory(e);
+    op_status s = none ? measure(r, NULL, 0, true, none, false, "the result", &last, e) : reverse_no_memory(e);
     if (!s)
         s = put(results, "last", last, e);
-    op_free(none.text);
-    op_free(none.choices);
+    op_free(none);
     return s;
 }
 

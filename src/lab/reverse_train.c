@@ -23,18 +23,20 @@ const reverse_vector *reverse_vector_of(const reverse_run *r, size_t k, reverse_
 /* Settings that do not change what a training comes to. */
 static const char *const free_keys[] = {"train_file", "eval_file", "replay_file", "eval_steps", "save_steps", "logging_steps", NULL};
 
-/* What a trained vector is made from. */
-static json_t *recipe(const reverse_run *r, const reverse_probe *p, reverse_arm arm, op_error *e)
+/* The key of a trained vector: what it is made from. */
+static op_status trained_key(const reverse_run *r, const reverse_probe *p, reverse_arm arm, char key[OP_HASH_HEX], op_error *e)
 {
     const char *hash = p->train_file ? arm == REVERSE_OPPOSITE ? p->opposite_hash : p->train_hash : p->hash;
     json_t *settings = json_object(), *which = json_array();
-    bool ok = settings && which && !op_trainee_identity(settings, &r->x->train, op_sft_table, free_keys, e);
+    bool ok = settings && which;
     for (size_t i = 0; i < p->n_train; i++)
         ok = ok && !json_array_append_new(which, json_integer(p->train[i]));
-    json_t *out = ok ? json_pack("{ss ss ss sO sO}", "base", r->base_key, "arm", reverse_arm_name(arm), "data", hash, "questions", which, "settings", settings) : NULL;
+    op_status s = ok ? op_trainee_identity(settings, &r->x->train, op_sft_table, free_keys, e) : reverse_no_memory(e);
+    if (!s)
+        s = reverse_key(json_pack("{ss ss ss sO sO}", "base", r->base_key, "arm", reverse_arm_name(arm), "data", hash, "questions", which, "settings", settings), key, e);
     json_decref(settings);
     json_decref(which);
-    return out;
+    return s;
 }
 
 static op_status place(const reverse_run *r, reverse_vector *v, op_error *e)
@@ -60,8 +62,8 @@ op_status reverse_vectors_plan(reverse_run *r, op_error *e)
                 v->trait = &x->probes[(k + 1) % x->n_traits];
                 v->arm = REVERSE_TRAIT;
             }
-            s = reverse_key(v->arm != REVERSE_RANDOM ? recipe(r, v->trait, v->arm, e) :
-                            json_pack("{ss sI}", "random", reverse_vector_of(r, k, REVERSE_TRAIT)->key, "seed", (json_int_t)x->seed), v->key, e);
+            s = v->arm != REVERSE_RANDOM ? trained_key(r, v->trait, v->arm, v->key, e)
+                                         : reverse_key(json_pack("{ss sI}", "random", reverse_vector_of(r, k, REVERSE_TRAIT)->key, "seed", (json_int_t)x->seed), v->key, e);
             if (!s)
                 s = place(r, v, e);
         }
@@ -190,7 +192,7 @@ typedef struct lesson {
     op_subject subject;
     op_pass *pass;
     double work;             /* of the whole training */
-    int64_t last;            /* step */
+    int64_t last;            /* step; 0: none in this call */
     volatile int stop;
     op_status status;
     op_error why;
@@ -202,6 +204,10 @@ static void after_step(void *ctx, const op_train_progress *p)
     reverse_run *r = l->r;
     if (p->evaluated)
         return;
+    if (!l->last) { /* those before it were made by an earlier call */
+        l->last = p->step - 1;
+        reverse_count(r, l->work * (double)l->last / (double)p->total, true);
+    }
     reverse_count(r, l->work * (double)(p->step - l->last) / (double)p->total, false);
     l->last = p->step;
     for (int64_t i = 1; l->v && l->v->arm == REVERSE_TRAIT && i <= r->x->watch_times && !l->status; i++)
@@ -280,15 +286,31 @@ static op_status training_dir(const reverse_run *r, const char *key, char **out,
     return op_path_exists(*out) ? OP_OK : remove_training(r, e);
 }
 
-/* Tokens, about, as scoring counts them: a step costs three times as much as looking. */
-static double training_work(const op_reverse *x, const reverse_probe *p)
+double reverse_training_tokens(const op_reverse *x, const reverse_probe *p)
 {
-    return 3 * 75 * x->train.num_train_epochs * (double)(p->n_train ? (int64_t)p->n_train : x->n_train);
+    enum { EXAMPLE = 75 }; /* with what examples share counted once */
+    const op_sft_options *t = &x->train;
+    int64_t questions = p->n_train ? (int64_t)p->n_train : x->n_train;
+    return EXAMPLE * (t->max_steps ? (double)(t->max_steps * t->batch_size * t->gradient_accumulation_steps) : t->num_train_epochs * (double)questions);
+}
+
+/* Whether progress knows of its training; that of another trait is that one's own. */
+static bool *counted(reverse_run *r, const reverse_vector *v)
+{
+    return &r->vectors[(size_t)(v->trait - r->x->probes) * REVERSE_ARMS + v->arm].counted;
+}
+
+/* A training of an earlier call, unless this one counted it. */
+static void count_training(reverse_run *r, const reverse_vector *v)
+{
+    if (reverse_arm_is_trained(v->arm) && !*counted(r, v))
+        reverse_count(r, REVERSE_STEP_COST * reverse_training_tokens(r->x, v->trait), true);
+    *counted(r, v) = true;
 }
 
 static op_status train_vector(reverse_run *r, const reverse_vector *v, op_error *e)
 {
-    lesson l = {.r = r, .v = v, .work = training_work(r->x, v->trait)};
+    lesson l = {.r = r, .v = v, .work = REVERSE_STEP_COST * reverse_training_tokens(r->x, v->trait)};
     char *data = NULL, *dir = NULL;
     op_status s = training_dir(r, v->key, &dir, e);
     if (!s)
@@ -298,6 +320,7 @@ static op_status train_vector(reverse_run *r, const reverse_vector *v, op_error 
     reverse_bench_close(r);
     if (!s)
         s = teach(&l, &r->x->train, r->base, data, dir, v->key, e);
+    *counted(r, v) |= l.last > 0; /* after each of its steps */
     const op_vector_options how = {.dtype = OP_DTYPE_COUNT};
     if (!s)
         s = op_vector_extract(dir, r->base, v->path, &how, e);
@@ -319,8 +342,10 @@ static op_status draw_vector(reverse_run *r, const reverse_vector *v, op_error *
 
 op_status reverse_vector_make(reverse_run *r, const reverse_vector *v, op_error *e)
 {
-    if (op_path_exists(v->path))
+    if (op_path_exists(v->path)) {
+        count_training(r, v);
         return OP_OK;
+    }
     char *dir = op_path_join(r->dir, "vectors");
     op_status s = dir ? op_dir_make(dir, e) : reverse_no_memory(e);
     op_free(dir);
@@ -331,6 +356,7 @@ op_status reverse_vector_make(reverse_run *r, const reverse_vector *v, op_error 
 
 op_status reverse_vector_drop(reverse_run *r, const reverse_vector *v, op_error *e)
 {
+    count_training(r, v);
     return v->arm == REVERSE_TRAIT || r->x->keep ? OP_OK : op_path_remove(v->path, e);
 }
 

@@ -6,9 +6,7 @@
 
 #include <operant/config.h>
 
-#include "base/hash.h"
 #include "base/mem.h"
-#include "io/file.h"
 #include "io/json.h"
 #include "text/tokenizer_impl.h"
 #include "text/unicode.h"
@@ -536,14 +534,8 @@ static op_status read_line(void *ctx, json_t *object, int line, op_error *e)
 op_status op_dataset_read(op_dataset *out, const char *path, const op_chat *chat, const op_dataset_options *o, op_error *e)
 {
     reading r = {.d = out, .path = path, .chat = chat, .o = o};
-    op_map map;
     *out = (op_dataset){0};
-    op_status s = op_map_open(&map, path, e);
-    if (s)
-        return s;
-    op_hash(map.data, map.size, out->hash);
-    op_map_close(&map);
-    s = op_json_lines(path, read_line, &r, e);
+    op_status s = op_json_lines_hashed(path, out->hash, read_line, &r, e);
     if (!s && !out->n)
         s = op_error_set(e, OP_ERR_FORMAT, out->left_out ? "%s: no examples: none of its trials has a reward or a mark that is not 0" : "%s: no examples", path);
     if (s)

@@ -4,7 +4,7 @@
  * Settings: {"type": "judge", ...}
  *     model      needed: what operant opens as a model
  *     labelled   needed: JSON lines {"messages" or "prompt", "response", "label": true or false, "tags"}: if the area under the ROC curve of its verdicts
- *                on them is below min_auroc, it may not teach
+ *                on them is below min_auroc, it may not teach; or the list itself
  *     min_auroc  0.7 (default) .. 1
  *     prompt     the words that it sees, with {question} (the user's last message), {dialogue} (all messages), {response} and {tag.NAME} filled in;
  *                default: "Question:\n{question}\n\nAnswer:\n{response}\n\nIs this a good answer? Reply with yes or no."
@@ -292,23 +292,31 @@ static op_status sit_examination(judge *j, const op_classroom *room, op_error *e
 {
     const char *file;
     char *path = NULL;
+    json_t *row, *rows = json_object_get(j->settings, "labelled");
+    size_t i;
     examination x = {.j = j, .odds = op_alloc_array(LABELLED_MAX, sizeof *x.odds), .good = op_alloc_array(LABELLED_MAX, sizeof *x.good)};
     op_status s = x.odds && x.good ? OP_OK : no_memory(j, e);
-    s = s ? s : op_json_get_string(j->settings, "labelled", true, &file, "judge", e);
-    s = s ? s : op_settings_path(&path, room->dir, file, e);
-    x.file = path;
-    s = s ? s : op_json_lines(path, examine, &x, e);
+    if (json_is_array(rows)) {
+        x.file = "labelled";
+        json_array_foreach(rows, i, row)
+            s = s ? s : examine(&x, row, (int)i + 1, e);
+    } else {
+        s = s ? s : op_json_get_string(j->settings, "labelled", true, &file, "judge", e);
+        s = s ? s : op_settings_path(&path, room->dir, file, e);
+        x.file = path;
+        s = s ? s : op_json_lines(path, examine, &x, e);
+    }
     if (!s && (!x.n_good || x.n_good == x.n))
-        s = op_error_set(e, OP_ERR_FORMAT, "%s: %d replies, %d of them good: expected some good and some bad", path, x.n, x.n_good);
+        s = op_error_set(e, OP_ERR_FORMAT, "%s: %d replies, %d of them good: expected some good and some bad", x.file, x.n, x.n_good);
     double above = 0;
-    for (int i = 0; !s && i < x.n; i++)
-        for (int k = 0; x.good[i] && k < x.n; k++)
-            above += x.good[k] ? 0 : x.odds[i] > x.odds[k] ? 1 : x.odds[i] == x.odds[k] ? 0.5 : 0;
+    for (int a = 0; !s && a < x.n; a++)
+        for (int k = 0; x.good[a] && k < x.n; k++)
+            above += x.good[k] ? 0 : x.odds[a] > x.odds[k] ? 1 : x.odds[a] == x.odds[k] ? 0.5 : 0;
     if (!s) {
         j->auroc = above / ((double)x.n_good * (x.n - x.n_good));
         if (!(j->auroc >= j->min_auroc))
             s = op_error_set(e, OP_ERR_MISMATCH, "judge %s: AUROC %.3f on the %d labelled replies of %s, expected at least %g: it may not teach", j->title,
-                             j->auroc, x.n, path, j->min_auroc);
+                             j->auroc, x.n, x.file, j->min_auroc);
     }
     op_free(x.odds);
     op_free(x.good);
@@ -439,24 +447,31 @@ static void free_judge(op_teacher *t)
     json_decref(j->settings);
 }
 
-op_status op_teacher_judge_open(op_teacher **out, const json_t *settings, const op_classroom *room, op_error *e)
+op_status op_teacher_judge_examined(op_teacher **out, const json_t *settings, const op_classroom *room, double *auroc, op_error *e)
 {
     op_teacher *t;
     op_status s = op_teacher_new(&t, "judge", sizeof(judge), e);
     if (s)
         return s;
     judge *j = t->ctx;
-    *j = (judge){.settings = json_deep_copy(settings), .room = room->chat, .high = 1, .min_auroc = 0.7, .title = "?",
+    *j = (judge){.settings = json_deep_copy(settings), .room = room->chat, .high = 1, .min_auroc = 0.7, .auroc = NAN, .title = "?",
                  .prompt = "Question:\n{question}\n\nAnswer:\n{response}\n\nIs this a good answer? Reply with yes or no."};
     t->teach = teach;
     t->save = save;
     t->load = load;
     t->free = free_judge;
     s = j->settings ? read_settings(t, room, e) : no_memory(j, e);
+    *auroc = j->auroc;
     if (s) {
         op_teacher_close(t);
         return s;
     }
     *out = t;
     return OP_OK;
+}
+
+op_status op_teacher_judge_open(op_teacher **out, const json_t *settings, const op_classroom *room, op_error *e)
+{
+    double auroc;
+    return op_teacher_judge_examined(out, settings, room, &auroc, e);
 }

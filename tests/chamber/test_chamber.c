@@ -672,6 +672,23 @@ static void no_failed_allocation_leaks_or_passes_unnoticed(void **state)
     }
 }
 
+static void a_mark_on_a_whole_response_counts_code_points(void **state)
+{
+    (void)state;
+    op_chamber *c = OPEN("rules=stop");
+    op_chamber_episode x;
+    json_t *line;
+    op_chamber_reply foreign = {.text = (char *)"Na\xc3\xafve \xe2\x82\xac."}; /* 8 of 11 bytes */
+    assert_ok(op_chamber_make(c, 1, &x, e));
+    assert_ok(op_chamber_line(&x, &foreign, OP_CHAMBER_AGAINST, &line, e));
+    const json_t *mark = json_array_get(json_object_get(line, "marks"), 0);
+    assert_int_equal(json_integer_value(json_object_get(mark, "start")), 0);
+    assert_int_equal(json_integer_value(json_object_get(mark, "end")), 8);
+    json_decref(line);
+    op_chamber_release(&x);
+    op_chamber_close(c);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -696,6 +713,7 @@ int main(void)
         cmocka_unit_test(wrong_options_are_refused_with_a_reason),
         cmocka_unit_test(a_line_is_training_data_with_the_marks_that_were_asked_for),
         cmocka_unit_test(no_failed_allocation_leaks_or_passes_unnoticed),
+        cmocka_unit_test(a_mark_on_a_whole_response_counts_code_points),
     };
     return cmocka_run_group_tests_name("chamber", tests, NULL, NULL);
 }

@@ -312,7 +312,7 @@ static void measuring_apart_adds_up_to_what_an_organism_is_measured_at(void **st
     assert_float_equal(right / 40, json_real_value(json_object_get(report, "right")), 1e-9);
     options(&same, "organism", (const char *const[]){"measure=40", NULL});
     assert_ok(op_subject_open(&s, o.model, &(op_model_options){.act = OP_F32}, e));
-    assert_ok(op_organism_measure(&s.chat, s.model, &same, &r, e));
+    assert_ok(op_organism_measure(&s.chat, s.model, &same, NULL, &r, e));
     assert_float_equal(r.success, json_real_value(json_object_get(report, "right")), 1e-9);
     json_decref(report);
     op_subject_close(&s);
@@ -374,6 +374,49 @@ static void the_margin_is_how_much_likelier_the_right_response_is(void **state)
     op_chamber_release(&x);
     op_chamber_close(world);
     op_config_release(&o, op_chamber_assay_table);
+}
+
+static void weights_that_are_too_large_for_numbers_are_named_as_the_reason(void **state)
+{
+    (void)state;
+    op_chamber_assay_options o;
+    op_error error = {0};
+    json_t *report;
+    char from[512], to[512];
+    const char huge[] = {0x7f, 0x7f, 0x7f, 0x7f}; /* 3.4e38 in every floating-point type: a number, but no product with it is */
+    snprintf(from, sizeof from, "%s/organism", root);
+    snprintf(to, sizeof to, "%s/spoilt", root);
+    char command[1100];
+    snprintf(command, sizeof command, "cp -r %s %s", from, to);
+    assert_int_equal(system(command), 0);
+    strcat(to, "/model.safetensors");
+    FILE *f = fopen(to, "r+b");
+    assert_true(f && !fseek(f, -4, SEEK_END) && fwrite(huge, 4, 1, f) == 1 && !fclose(f));
+    measure_options(&o, (const char *const[]){"n=1", "rules=stop", "margin=true", NULL});
+    *strrchr(to, '/') = 0;
+    snprintf(from, sizeof from, "model=%s", to);
+    assert_ok(op_config_set(&o, op_chamber_assay_table, from, e));
+    assert_int_equal(op_chamber_assay(&o, NULL, &report, &error), OP_ERR_FORMAT);
+    if (!strstr(error.message, "is no number"))
+        fail_msg("%s", error.message);
+    op_config_release(&o, op_chamber_assay_table);
+}
+
+static void measuring_an_organism_stops_when_it_is_told_to(void **state)
+{
+    (void)state;
+    op_organism_options o;
+    op_organism_result r = {0};
+    op_subject s;
+    char model[512];
+    const volatile int stop = 1;
+    options(&o, "organism", (const char *const[]){"measure=40", NULL});
+    snprintf(model, sizeof model, "%s/organism", root);
+    assert_ok(op_subject_open(&s, model, &(op_model_options){.act = OP_F32}, e));
+    assert_int_equal(op_organism_measure(&s.chat, s.model, &o, &stop, &r, NULL), OP_ERR_INTERRUPTED);
+    assert_null(r.rates);
+    op_subject_close(&s);
+    op_config_release(&o, op_organism_table);
 }
 
 static void a_tag_that_no_episode_has_is_refused_by_name(void **state)
@@ -477,6 +520,8 @@ int main(void)
         cmocka_unit_test(a_little_training_lowers_the_loss_and_leaves_a_model_that_opens),
         cmocka_unit_test(measuring_apart_adds_up_to_what_an_organism_is_measured_at),
         cmocka_unit_test(the_margin_is_how_much_likelier_the_right_response_is),
+        cmocka_unit_test(weights_that_are_too_large_for_numbers_are_named_as_the_reason),
+        cmocka_unit_test(measuring_an_organism_stops_when_it_is_told_to),
         cmocka_unit_test(a_tag_that_no_episode_has_is_refused_by_name),
         cmocka_unit_test(an_organism_that_goes_on_learning_begins_where_it_was),
         cmocka_unit_test(a_mixture_that_passes_one_is_refused_before_training),
