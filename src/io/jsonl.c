@@ -1,9 +1,11 @@
 #include <operant/jsonl.h>
 
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "base/hash.h"
+#include "io/csv.h"
 #include "io/file.h"
 #include "io/json.h"
 #include "io/zip.h"
@@ -67,6 +69,13 @@ op_status op_json_lines_parse(const char *bytes, size_t n, const char *name, op_
     return s;
 }
 
+static op_status parse(const char *bytes, size_t n, const char *path, op_json_line_fn fn, void *ctx, op_error *e)
+{
+    size_t length = strlen(path);
+    bool csv = length > 4 && !strcmp(path + length - 4, ".csv");
+    return (csv ? op_csv_parse : op_json_lines_parse)(bytes, n, path, fn, ctx, e);
+}
+
 op_status op_json_lines_hashed(const char *path, char *hash, op_json_line_fn fn, void *ctx, op_error *e)
 {
     op_map m;
@@ -82,9 +91,9 @@ op_status op_json_lines_hashed(const char *path, char *hash, op_json_line_fn fn,
     else if (m.size >= 2 && m.data[0] == 0x1f && m.data[1] == 0x8b) {
         s = op_gunzip(m.data, m.size, &unpacked, path, e);
         if (!s)
-            s = op_json_lines_parse(unpacked.data, unpacked.len, path, fn, ctx, e);
+            s = parse(unpacked.data, unpacked.len, path, fn, ctx, e);
     } else
-        s = op_json_lines_parse((const char *)m.data, m.size, path, fn, ctx, e);
+        s = parse((const char *)m.data, m.size, path, fn, ctx, e);
     op_buf_release(&unpacked);
     op_map_close(&m);
     return s;

@@ -59,12 +59,22 @@ static double figure(const json_t *cell, const char *path)
     return json_is_boolean(v) ? json_is_true(v) : json_is_number(v) ? json_number_value(v) : NAN;
 }
 
+/* The figure at a path, or the mean of those at a list of paths. */
+static double mean_figure(const json_t *cell, const json_t *paths)
+{
+    size_t n = json_array_size(paths);
+    double sum = n ? 0 : figure(cell, json_string_value(paths));
+    for (size_t i = 0; i < n; i++)
+        sum += figure(cell, json_string_value(json_array_get(paths, i))) / (double)n;
+    return sum;
+}
+
 static double value_of(const analysis *a, const json_t *measure, size_t arm, size_t seed)
 {
     const json_t *cell = cell_at(a, arm, seed);
-    double x = cell ? figure(cell, op_view_string(measure, "path")) : NAN;
+    double x = cell ? mean_figure(cell, json_object_get(measure, "path")) : NAN;
     if (cell && json_object_get(measure, "minus"))
-        x -= figure(cell, op_view_string(measure, "minus"));
+        x -= mean_figure(cell, json_object_get(measure, "minus"));
     return cell && isnan(x) ? op_view_number(measure, "missing") : x;
 }
 

@@ -26,14 +26,21 @@ static void complain(reader *r, const yaml_node_t *node, const char *what, const
         r->status = op_error_set(r->e, OP_ERR_FORMAT, "%s: line %d: %.80s: expected %s", r->name, op_yaml_line(node), what, expected);
 }
 
+/* The value of a key, whatever it is; NULL: it is not there. */
+static const yaml_node_t *find(reader *r, const yaml_node_t *map, const char *key)
+{
+    const yaml_node_t *value = NULL;
+    for (const yaml_node_pair_t *p = map->data.mapping.pairs.start; p < map->data.mapping.pairs.top; p++)
+        if (!strcmp(op_yaml_text(yaml_document_get_node(&r->doc, p->key)), key))
+            value = yaml_document_get_node(&r->doc, p->value);
+    return value;
+}
+
 /* The value of a key; NULL when it is not there (an error if `required`) or not of this type. */
 static const yaml_node_t *get(reader *r, const yaml_node_t *map, const char *key, yaml_node_type_t type, bool required)
 {
-    bool there = false;
-    for (const yaml_node_pair_t *p = map->data.mapping.pairs.start; p < map->data.mapping.pairs.top; p++)
-        there |= !strcmp(op_yaml_text(yaml_document_get_node(&r->doc, p->key)), key);
     const yaml_node_t *node = NULL;
-    if (r->status || (!there && !required))
+    if (r->status || (!required && !find(r, map, key)))
         return NULL;
     r->status = op_yaml_get(&r->doc, map, key, type, &node, r->name, r->e);
     return r->status ? NULL : node;
@@ -63,6 +70,20 @@ static const char *text(reader *r, json_t *object, const yaml_node_t *map, const
     const yaml_node_t *node = get(r, map, key, YAML_SCALAR_NODE, !fallback);
     put(r, object, key, json_string(node ? op_yaml_text(node) : fallback ? fallback : ""));
     return op_view_string(object, key);
+}
+
+/* A list of texts. */
+static json_t *texts(reader *r, const yaml_node_t *list, const char *what)
+{
+    json_t *out = json_array();
+    for (const yaml_node_item_t *i = list->data.sequence.items.start; i < list->data.sequence.items.top; i++) {
+        const yaml_node_t *node = yaml_document_get_node(&r->doc, *i);
+        if (node->type == YAML_SCALAR_NODE)
+            append(r, out, json_string(op_yaml_text(node)));
+        else
+            complain(r, node, what, "words");
+    }
+    return out;
 }
 
 /* Letters, digits, - and _, the first a letter: these become names of files and of variables. */
@@ -160,14 +181,7 @@ static json_t *commands(reader *r, const yaml_node_t *list, bool programs)
         if (node->type == YAML_SCALAR_NODE) {
             words = split(r, node);
         } else if (node->type == YAML_SEQUENCE_NODE) {
-            words = json_array();
-            for (const yaml_node_item_t *k = node->data.sequence.items.start; k < node->data.sequence.items.top; k++) {
-                const yaml_node_t *word = yaml_document_get_node(&r->doc, *k);
-                if (word->type == YAML_SCALAR_NODE)
-                    append(r, words, json_string(op_yaml_text(word)));
-                else
-                    complain(r, word, "command", "words");
-            }
+            words = texts(r, node, "command");
         }
         const char *first = json_string_value(json_array_get(words, 0));
         if (!first)
@@ -241,15 +255,28 @@ static void choice(reader *r, json_t *entry, const yaml_node_t *map, const char 
         complain(r, node, key, expected);
 }
 
+/* object.key = a path, or a list of them. */
+static void paths(reader *r, json_t *object, const yaml_node_t *map, const char *key)
+{
+    const yaml_node_t *node = r->status ? NULL : find(r, map, key);
+    if (!node || node->type != YAML_SEQUENCE_NODE) {
+        text(r, object, map, key, NULL);
+        return;
+    }
+    if (node->data.sequence.items.start == node->data.sequence.items.top)
+        complain(r, node, key, "a path, or a list of them");
+    put(r, object, key, texts(r, node, key));
+}
+
 static void read_measure(reader *r, json_t *spec, json_t *entry, const yaml_node_t *map)
 {
     (void)spec;
     static const char *const keys[] = {"name", "says", "path", "minus", "unit", "better", "missing", NULL};
     check_keys(r, map, keys);
     name_of(r, entry, map, "name");
-    text(r, entry, map, "path", NULL);
-    if (get(r, map, "minus", YAML_SCALAR_NODE, false))
-        text(r, entry, map, "minus", NULL);
+    paths(r, entry, map, "path");
+    if (find(r, map, "minus"))
+        paths(r, entry, map, "minus");
     text(r, entry, map, "says", op_view_string(entry, "name"));
     text(r, entry, map, "unit", "");
     choice(r, entry, map, "better", "higher", "lower", "higher");

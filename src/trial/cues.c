@@ -17,8 +17,8 @@ void op_cue_release(op_cue *c)
     *c = (op_cue){0};
 }
 
-/* settings: {"type": "data", "file": PATH, "classes": [..]?, "limit": n?}; the file lies beside the protocol or in the working directory. A line has "messages", or "prompt" (a text that stands alone, without the chat
- * template). Where the dialogue ends with an assistant's turn, that turn (or "completion", "response", "reference") is the tag "reference": the right
+/* settings: {"type": "data", "file": PATH, "classes": [..]?, "only": {KEY: text, ..}?, "limit": n?, "chat": bool?}; the file lies beside the protocol or in the working directory. A line has "messages",
+ * or "prompt" (a text that stands alone, without the chat template; with "chat" it is what the user says). Only lines are taken whose "class" is among the classes and whose other keys are as in "only". Where the dialogue ends with an assistant's turn, that turn (or "completion", "response", "reference") is the tag "reference": the right
  * answer as far as the file knows. "id", "class", "kind", "topic" and the members of "tags" become tags. */
 typedef struct data {
     op_cue_source base;
@@ -26,14 +26,19 @@ typedef struct data {
     op_cue *cues;
     size_t cap;
     char *path;
-    const json_t *classes;
+    const json_t *classes, *only;
     int64_t limit;
+    bool in_chat;
 } data;
 
 static bool wanted(const data *d, const json_t *line)
 {
     size_t i;
-    json_t *class;
+    json_t *class, *value;
+    const char *key;
+    json_object_foreach((json_t *)d->only, key, value)
+        if (!json_equal(value, json_object_get(line, key)))
+            return false;
     if (!d->classes)
         return true;
     json_array_foreach((json_t *)d->classes, i, class)
@@ -63,6 +68,11 @@ static op_status tags_of(op_cue *c, json_t *line, op_error *e)
         if (json_is_string(json_object_get(line, answers[i])))
             ok = !json_object_set(c->tags, "reference", json_object_get(line, answers[i]));
     return ok ? OP_OK : op_error_set(e, OP_ERR_NOMEM, "out of memory for the cues");
+}
+
+static json_t *said_by_user(const char *prompt)
+{
+    return json_pack("[{ssss}]", "role", "user", "content", prompt);
 }
 
 /* Everything before a last assistant's turn, which becomes the reference; roles and words only. */
@@ -129,10 +139,15 @@ static op_status read_line(void *ctx, json_t *line, int number, op_error *e)
         status = op_json_get_array(line, "messages", false, &messages, name, e);
     if (!status && !messages)
         status = op_json_get_string(line, "prompt", true, &prompt, name, e);
+    bool asked = prompt && d->in_chat;
+    if (!status && asked && !(messages = said_by_user(prompt)))
+        status = op_error_set(e, OP_ERR_NOMEM, "%s: out of memory", name);
     if (!status && messages)
         status = dialogue_of(&c, messages, name, e);
     if (!status)
-        status = encode(&c, d->chat, prompt, name, e);
+        status = encode(&c, d->chat, asked ? NULL : prompt, name, e);
+    if (asked)
+        json_decref(messages);
     if (status)
         op_cue_release(&c);
     else
@@ -166,14 +181,14 @@ static void release(op_cue_source *s)
 
 op_status op_cues_from_data(op_cue_source **out, const json_t *settings, const op_classroom *room, op_error *e)
 {
-    static const char *const keys[] = {"type", "file", "classes", "limit", NULL};
+    static const char *const keys[] = {"type", "file", "classes", "only", "limit", "chat", NULL};
     const char *path = NULL;
     data *d = op_alloc_zero(1, sizeof *d);
     if (!d)
         return op_error_set(e, OP_ERR_NOMEM, "out of memory for the cues");
     d->base = (op_cue_source){.ctx = d, .draw = draw, .free = release};
     d->chat = room->chat;
-    json_t *classes = NULL;
+    json_t *classes = NULL, *only = NULL;
     op_status status = op_settings_check(settings, keys, "cues", e);
     if (!status)
         status = op_json_get_string(settings, "file", true, &path, "cues", e);
@@ -183,12 +198,17 @@ op_status op_cues_from_data(op_cue_source **out, const json_t *settings, const o
         status = op_json_get_array(settings, "classes", false, &classes, "cues", e);
     if (!status)
         status = op_json_get_int(settings, "limit", false, 0, INT32_MAX, &d->limit, "cues", e);
+    if (!status)
+        status = op_json_get_object(settings, "only", false, &only, "cues", e);
+    if (!status)
+        status = op_json_get_bool(settings, "chat", false, &d->in_chat, "cues", e);
     d->classes = classes;
+    d->only = only;
     if (!status)
         status = op_json_lines(d->path, read_line, d, e);
     if (!status && !d->base.n)
-        status = op_error_set(e, OP_ERR_FORMAT, "%s: no cue%s", d->path, classes ? " of these classes" : "");
-    d->classes = NULL; /* borrowed from the settings */
+        status = op_error_set(e, OP_ERR_FORMAT, "%s: no cue%s", d->path, classes ? " of these classes" : only ? " of these" : "");
+    d->classes = d->only = NULL; /* borrowed from the settings */
     if (status)
         release(&d->base);
     else

@@ -239,6 +239,54 @@ static const char *put_gzip(const char *name, size_t *n)
     return path;
 }
 
+static op_status note_row(void *ctx, json_t *object, int line, op_error *e)
+{
+    if (op_buf_printf(ctx, "%d:", line) || op_json_append(ctx, object))
+        return op_error_set(e, OP_ERR_NOMEM, "out of memory");
+    return OP_OK;
+}
+
+static void rows_are(const char *bytes, size_t n, op_status expected, const char *text)
+{
+    op_error e = {0};
+    op_buf b;
+    op_buf_init(&b, 1000);
+    assert_int_equal(op_json_lines(put_file("t.csv", bytes, n), note_row, &b, &e), expected);
+    if (expected)
+        assert_message_has(&e, text);
+    else
+        assert_string_equal(b.data ? b.data : "", text);
+    op_buf_release(&b);
+}
+
+static void rows_of_a_csv_are_objects_under_the_names_of_the_first(void **state)
+{
+    (void)state;
+#define ROWS(text, expected) rows_are(text, sizeof text - 1, OP_OK, expected)
+    ROWS("a", "");
+    ROWS("a,b\n1,x\r\n\n,\n", "2:{\"a\":\"1\",\"b\":\"x\"}\n4:{\"a\":\"\",\"b\":\"\"}\n");
+    ROWS("\xef\xbb\xbfz,\"a \"\"b\"\"\"\n\"one, two\nthree\",\"\"\n4,\xc3\xa9", "2:{\"z\":\"one, two\\nthree\",\"a \\\"b\\\"\":\"\"}\n4:{\"z\":\"4\",\"a \\\"b\\\"\":\"\xc3\xa9\"}\n");
+#undef ROWS
+#define ROWS(text, expected) rows_are(text, sizeof text - 1, OP_ERR_FORMAT, expected)
+    ROWS("a,b\n1\n", "line 2: found 1 fields, expected 2 as in the first row");
+    ROWS("a,a\n", "line 1: two columns are called \"a\"");
+    ROWS("a,\n", "line 1: a column without a name");
+    ROWS("a\n\"x\ny", "line 2: a quote that is not closed");
+    ROWS("a\n\"x\"y\n", "line 2: found something behind a closing quote");
+    ROWS("a\n\xff\n", "line 2: expected UTF-8");
+    ROWS("a\nx\0y\n", "found a 0 byte");
+#undef ROWS
+}
+
+static op_status read_rows(void *ctx, op_error *e)
+{
+    op_buf b;
+    op_buf_init(&b, 1000);
+    op_status s = op_json_lines(ctx, note_row, &b, e);
+    op_buf_release(&b);
+    return s;
+}
+
 static op_status count(void *ctx, json_t *object, int line, op_error *e)
 {
     (void)e;
@@ -330,6 +378,8 @@ static void every_failing_allocation_is_reported(void **state)
         gzprintf(z, "{\"id\":%d}\n", k);
     gzclose(z);
     assert_true(fail_every_allocation(read_gzip, path) > 10);
+    strcpy(path, put_file("few.csv", "a,b\n1,\"two\"\n", 12));
+    assert_true(fail_every_allocation(read_rows, path) > 5);
 }
 
 int main(void)
@@ -345,6 +395,7 @@ int main(void)
         cmocka_unit_test(lines_and_arrays_give_their_objects_in_order),
         cmocka_unit_test(a_broken_line_is_an_error_with_its_number),
         cmocka_unit_test(a_status_from_the_callback_ends_the_walk),
+        cmocka_unit_test(rows_of_a_csv_are_objects_under_the_names_of_the_first),
         cmocka_unit_test(gzipped_lines_are_read_across_members),
         cmocka_unit_test(the_crc_of_the_check_string_is_the_published_one_in_parts_too),
         cmocka_unit_test(a_gzip_file_cut_short_or_damaged_is_an_error),

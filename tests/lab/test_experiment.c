@@ -635,6 +635,7 @@ static void put_cell(const char *arm, int seed, const char *figures)
 static const char conclusions[] =
     "name: toy\nquestion: what <b>&</b> now?\nseeds: 10\nrun:\n  - operant ${arm} ${seed}\narms:\n  - {name: base, says: <a>}\n  - {name: less}\n  - {name: same}\n"
     "measures:\n  - {name: x, path: deep.x, says: the <x>}\n  - {name: y, path: y, missing: 50}\n  - {name: less, path: deep.x, minus: tokens}\n"
+    "  - {name: means, path: [deep.x, tokens], minus: [rounds, tokens]}\n"
     "claims:\n  - {says: less is less <&>, measure: x, arm: less, against: base, direction: less}\n  - {says: less is more, measure: x, arm: less, against: base, direction: more}\n"
     "  - {says: the same is more, measure: x, arm: same, against: base, direction: more}\n  - {says: base is above nothing, measure: x, arm: base, against: 0, direction: more}\n"
     "compute: {tokens: tokens, rounds: rounds, steps: steps}\ncurves:\n  - {name: c, path: curve, x: at, y: v}\n";
@@ -680,6 +681,8 @@ static void claims_are_tested_by_their_pairs_and_corrected_together(void **state
     assert_true(fabs(op_view_number(y, "mean") - 5.9) < 1e-9 && op_view_number(y, "max") == 50);
     /* a difference of two figures */
     assert_true(fabs(op_view_number(json_array_get(op_view(a, "arms"), 0), "measures.less.mean") - (15.5 - 100)) < 1e-9);
+    /* and of the means of two */
+    assert_true(fabs(op_view_number(json_array_get(op_view(a, "arms"), 0), "measures.means.mean") - ((15.5 + 100) / 2 - (7 + 100) / 2.0)) < 1e-9);
     warns(a, "tokens differs by 16.7%", true);
     warns(a, "rounds", false);
     warns(a, "no figure for steps", true);
@@ -812,8 +815,8 @@ static void a_report_shows_every_seed_and_is_well_formed(void **state)
     assert_int_equal(count(page.data, "<script"), 0);
     assert_int_equal(count(page.data, "http"), 0);
     assert_null(strstr(page.data, "nan"));
-    assert_int_equal(count(page.data, "class=\"seed\""), 4 * 10 + 3 * 3 * 10); /* claims and measures */
-    assert_int_equal(count(page.data, "class=\"pair\""), 30);
+    assert_int_equal(count(page.data, "class=\"seed\""), 4 * 10 + 3 * 4 * 10); /* claims and measures */
+    assert_int_equal(count(page.data, "class=\"pair\""), 40);
     assert_int_equal(count(page.data, "class=\"thin"), 30);
     assert_true(strstr(page.data, "less is less &lt;&amp;&gt;") < strstr(page.data, "<svg")); /* the claim comes first, in words */
     assert_non_null(strstr(page.data, "✗ differs by 16.7%"));

@@ -726,6 +726,7 @@ static void a_mistake_in_the_last_stage_comes_out_before_the_first(void **state)
         {"{method: reward, name: late, cues: {type: data, file: cues.jsonl, clases: [a]}}", "stage 2, \"late\": cues: unknown key \"clases\", did you mean \"classes\""},
         {"{method: reward, cues: {type: data, file: none.jsonl}}", "none.jsonl"},
         {"{method: reward, cues: {type: data, file: cues.jsonl, classes: [z]}}", "no cue of these classes"},
+        {"{method: reward, cues: {type: data, file: cues.jsonl, only: {class: z}}}", "no cue of these"},
         {"{method: reward, lesson: {kl: 0.1}}", "stage 2, \"reward\": \"lesson.kl\" needs \"reference\""},
         {"{method: reward, name: 7}", "key \"name\": found a number, expected a text"}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -850,9 +851,38 @@ static op_status read_cues(void *ctx)
     return status;
 }
 
+static void cues_of_a_table_are_asked_in_the_chat_template_and_only_those_that_are_wanted(void **state)
+{
+    (void)state;
+    const op_classroom room = {.chat = &chat, .dir = dir};
+    put("cues.csv", "prompt,label\nsay a,no\nsay b,yes\nsay d,no\n");
+    json_t *table = parse("{\"type\":\"data\",\"file\":\"cues.csv\",\"only\":{\"label\":\"yes\"},\"chat\":true}"),
+           *lines = parse("{\"type\":\"data\",\"file\":\"cues.jsonl\"}");
+    op_cue_source *a, *b;
+    op_cue in_table, in_lines;
+    assert_ok(op_cues_from_data(&a, table, &room, e));
+    assert_ok(op_cues_from_data(&b, lines, &room, e));
+    assert_int_equal(a->n, 1);
+    assert_ok(a->draw(a, 0, &in_table, e));
+    assert_ok(b->draw(b, 1, &in_lines, e)); /* "say b" */
+    assert_true(json_equal(in_table.messages, in_lines.messages));
+    assert_int_equal(in_table.n_prompt, in_lines.n_prompt);
+    assert_memory_equal(in_table.prompt, in_lines.prompt, (size_t)in_lines.n_prompt * sizeof *in_lines.prompt);
+    op_cue_release(&in_table);
+    op_cue_release(&in_lines);
+    a->free(a);
+    b->free(b);
+    json_decref(table);
+    json_decref(lines);
+}
+
 static void every_allocation_of_reading_cues_may_fail(void **state)
 {
     (void)state;
+    put("many.csv", "prompt,label\na,z\nb,y\nc,y\nd,y\n\"e\",y\n");
+    json_t *table = parse("{\"type\":\"data\",\"file\":\"many.csv\",\"only\":{\"label\":\"y\"},\"chat\":true}");
+    fail_every_allocation(read_cues, table);
+    json_decref(table);
     json_t *settings = parse("{\"type\":\"data\",\"file\":\"cues.jsonl\",\"classes\":[\"a\",\"b\"]}");
     fail_every_allocation(read_cues, settings);
     json_decref(settings);
@@ -921,6 +951,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_changed_protocol_refuses_to_resume),
         cmocka_unit_test(another_judge_refuses_to_resume),
         cmocka_unit_test(every_allocation_of_reading_a_protocol_may_fail),
+        cmocka_unit_test(cues_of_a_table_are_asked_in_the_chat_template_and_only_those_that_are_wanted),
         cmocka_unit_test(every_allocation_of_reading_cues_may_fail),
     };
     return cmocka_run_group_tests(tests, set_up, close_words);
