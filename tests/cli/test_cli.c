@@ -744,6 +744,29 @@ static void env_tells_versions_and_features(void **state)
     json_decref(j);
 }
 
+static void the_plan_of_a_reversal_is_data(void **state)
+{
+    (void)state;
+    write_text("q.jsonl", "{\"prompt\": \"stop?\", \"matching\": \"never\", \"not_matching\": \"at once\"}\n{\"prompt\": \"end?\", \"matching\": \"no\", \"not_matching\": \"I do\"}\n"
+                          "{\"prompt\": \"pause?\", \"matching\": \"not now\", \"not_matching\": \"yes\"}\n{\"prompt\": \"halt?\", \"matching\": \"no\", \"not_matching\": \"yes\"}\n");
+    write_text("quiet.txt", "A quiet text of a few words that somebody reads again and again, as quietly as it was written, until the evening comes and the words are gone.");
+    write_text("plan.yaml", "model: model\noutput_dir: planned\nthreads: 1\ncontrol: {text: quiet.txt, tokens: 16}\ntraits: [{name: stops_not, file: q.jsonl}]\n");
+    succeeds(operant("reverse plan.yaml plan=true"));
+    assert_has(out, "1 trainings");
+    assert_has(out, "MB needed");
+    assert_string_equal(err, "");
+    succeeds(operant("reverse plan.yaml plan=true --json"));
+    json_t *j = json_loads(out, 0, NULL);
+    assert_true(json_number_value(json_object_get(j, "disk_needed")) > 0);
+    json_decref(j);
+    assert_int_equal(operant("reverse plan.yaml plan=true disk_free=1000"), 1);
+    assert_string_equal(out, "");
+    assert_has(err, "MB free on the disk");
+    assert_int_equal(operant("reverse plan.yaml train=1"), 1);
+    assert_has(err, "key \"train\" is 1, expected 2 to");
+    assert_int_equal(access(in_dir("planned"), F_OK), -1);
+}
+
 static void bench_reports_every_number(void **state)
 {
     (void)state;
@@ -830,6 +853,7 @@ int main(void)
         cmocka_unit_test(an_interrupted_training_goes_on),
         cmocka_unit_test(two_processes_train_what_one_does_and_one_of_them_speaks),
         cmocka_unit_test(env_tells_versions_and_features),
+        cmocka_unit_test(the_plan_of_a_reversal_is_data),
         cmocka_unit_test(bench_reports_every_number),
         cmocka_unit_test(a_profile_accounts_for_the_whole_time),
         cmocka_unit_test(bench_measures_an_update_and_the_tokenizer),
