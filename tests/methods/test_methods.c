@@ -194,8 +194,19 @@ static void imitation_raises_every_token_of_the_reference_in_both_kinds_of_promp
         for (int32_t k = 0; k < references[i].n_response; k++)
             assert_true(rise("imitate", &references[i], k) > 0.05);
     assert_int_equal(n_calls, 0); /* nobody was sampled or judged */
-    for (int i = 0; i < 2; i++)
+}
+
+static void an_onset_that_weighs_more_rises_more_than_without(void **state)
+{
+    (void)state;
+    world_cues = asks;
+    world_n = 2;
+    run("even", "method: imitate, rounds: 2, prompts: 2");
+    run("onset", "method: imitate, rounds: 2, prompts: 2, onset_tokens: 1, onset_weight: 20");
+    for (int i = 0; i < 2; i++) {
+        assert_true(rise("onset", &references[i], 0) > rise("even", &references[i], 0));
         op_trial_release(&references[i]);
+    }
 }
 
 static void a_cue_without_reference_is_an_error_where_the_method_needs_one(void **state)
@@ -514,6 +525,7 @@ int main(void)
         cmocka_unit_test(a_term_of_no_weight_teaches_nothing),
         cmocka_unit_test(a_reference_is_the_words_and_the_end_token_and_its_sentences_are_its_steps),
         cmocka_unit_test(imitation_raises_every_token_of_the_reference_in_both_kinds_of_prompt),
+        cmocka_unit_test(an_onset_that_weighs_more_rises_more_than_without),
         cmocka_unit_test(a_cue_without_reference_is_an_error_where_the_method_needs_one),
         cmocka_unit_test(no_redo_raises_a_token_marked_wrong),
         cmocka_unit_test(a_rewound_answer_keeps_what_stood_before_the_error_and_a_guided_one_has_the_right_token_there),
