@@ -451,7 +451,7 @@ static op_status read_watch(const reader *r)
         s = op_json_get_string(o, "probe", false, &x->alarm_probe, where, r->e);
     if (!s && o)
         s = op_json_get_float(o, "margin", false, &x->alarm_margin, where, r->e);
-    if (!s && !x->alarm_probe != isnan(x->alarm_margin))
+    if (!s && (x->alarm_probe == NULL) != !!isnan(x->alarm_margin))
         s = op_error_set(r->e, OP_ERR_FORMAT, "%s: the alarm needs both \"probe\" and \"margin\"", where);
     if (!s && x->alarm_probe && !x->watch_times)
         s = op_error_set(r->e, OP_ERR_FORMAT, "%s: the alarm needs \"times\", how often the probes are measured during training", where);

@@ -295,6 +295,22 @@ static op_status count(void *ctx, json_t *object, int line, op_error *e)
     return OP_OK;
 }
 
+static op_status hash_is_known(void *ctx, json_t *object, int line, op_error *e)
+{
+    (void)object, (void)line, (void)e;
+    assert_int_equal(strlen(ctx), 64);
+    return OP_OK;
+}
+
+static void the_hash_of_a_file_of_lines_is_that_of_its_bytes_and_known_to_the_first(void **state)
+{
+    (void)state;
+    op_error e;
+    char hash[65] = "";
+    assert_int_equal(op_json_lines_hashed(put_file("h.jsonl", "{}\n", 3), hash, hash_is_known, hash, &e), OP_OK);
+    assert_string_equal(hash, "ca3d163bab055381827226140568f3bef7eaac187cebd76878e0b63e9e442356");
+}
+
 static void gzipped_lines_are_read_across_members(void **state)
 {
     (void)state;
@@ -396,6 +412,7 @@ int main(void)
         cmocka_unit_test(a_broken_line_is_an_error_with_its_number),
         cmocka_unit_test(a_status_from_the_callback_ends_the_walk),
         cmocka_unit_test(rows_of_a_csv_are_objects_under_the_names_of_the_first),
+        cmocka_unit_test(the_hash_of_a_file_of_lines_is_that_of_its_bytes_and_known_to_the_first),
         cmocka_unit_test(gzipped_lines_are_read_across_members),
         cmocka_unit_test(the_crc_of_the_check_string_is_the_published_one_in_parts_too),
         cmocka_unit_test(a_gzip_file_cut_short_or_damaged_is_an_error),
