@@ -55,13 +55,13 @@ static op_status read_field(reader *r, bool *more)
     return s || op_utf8_valid(text_of(r)) ? s : complain(r, r->line, "expected UTF-8");
 }
 
+/* \n, \r\n, or \r by itself */
 static void end_line(reader *r)
 {
+    const char *from = r->at;
     r->at += r->at < r->end && *r->at == '\r';
-    if (r->at < r->end && *r->at == '\n') {
-        r->at++;
-        r->line++;
-    }
+    r->at += r->at < r->end && *r->at == '\n';
+    r->line += r->at > from;
 }
 
 static op_status read_row(reader *r, json_t *row)
