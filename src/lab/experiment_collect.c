@@ -109,7 +109,8 @@ static json_t *pruned(const json_t *value, bool *ok)
         return pruned_object(value, ok);
     if (json_is_array(value))
         return json_array_size(value) > LONGEST_LIST ? NULL : pruned_list(value, ok);
-    bool path = json_is_string(value) && *json_string_value(value) == '/'; /* where things lay says nothing about another machine */
+    const char *text = json_string_value(value);
+    bool path = text && (*text == '/' || strstr(text, " /") || strstr(text, "=/")); /* where things lay, also in a command, says nothing about another machine */
     return path || json_string_length(value) > LONGEST_TEXT ? NULL : json_incref((json_t *)value);
 }
 

@@ -574,7 +574,7 @@ static void figures_come_from_results_and_from_lines_of_numbers(void **state)
     snprintf(dir, sizeof dir, "output_dir=%s", in_dir("earlier"));
     json_t *commands = json_pack("[[ss] [ss]]", "operant", dir, "operant", "x");
     assert_ok(op_dir_make(in_dir("earlier"), e));
-    put_file("earlier/results.json", "{\"x\":3,\"model\":\"/somewhere/else\",\"transcripts\":[{\"response\":\"early\"}]}");
+    put_file("earlier/results.json", "{\"x\":3,\"model\":\"/somewhere/else\",\"command\":\"operant --config /somewhere/else.yaml\",\"transcripts\":[{\"response\":\"early\"}]}");
     put_file("earlier/rates.json", "{\"habits\":[{\"name\":\"lies\",\"rate\":0.5}]}");
     snprintf(dir, sizeof dir, "output_dir=%s", lab_dir);
     snprintf(output, sizeof output, "output=%s", in_dir("o.jsonl"));
@@ -590,6 +590,7 @@ static void figures_come_from_results_and_from_lines_of_numbers(void **state)
     assert_true(json_number_value(json_array_get(json_array_get(curve, 1), 0)) == 2 && json_number_value(json_array_get(json_array_get(curve, 1), 1)) == 1);
     assert_true(op_view_number(cell, "figures.earlier.x") == 3);
     assert_null(op_view(cell, "figures.earlier.model")); /* a path of this machine */
+    assert_null(op_view(cell, "figures.earlier.command"));
     assert_true(op_view_number(cell, "figures.earlier.rates.habits.lies.rate") == 0.5);
     assert_true(op_view_number(cell, "figures.output.n.mean") == 5);
     assert_true(op_view_number(cell, "figures.output.lines") == 2);
