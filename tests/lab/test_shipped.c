@@ -10,15 +10,20 @@
 
 static json_t *analysis;
 
-/* A working directory in which the model and the data lie where a clone has them. */
+/* A working directory in which the model, the data and the examples lie where a clone has them. */
 static int stand_in_clone(void)
 {
     const char *model = getenv("OPERANT_MODEL"), *data = getenv("OPERANT_DATA");
+    char examples[1024];
+    int folder = (int)(strrchr(getenv("EXPERIMENT"), '/') - getenv("EXPERIMENT"));
+    snprintf(examples, sizeof examples, "%.*s/../examples", folder, getenv("EXPERIMENT"));
     if (op_dir_make(in_dir("clone/models"), NULL) || op_dir_make(in_dir("shared"), NULL))
         return -1;
     if (model && symlink(model, in_dir("clone/models/SmolLM2-135M-Instruct.Q4_1.gguf")))
         return -1;
     if (data && symlink(data, in_dir("shared/data")))
+        return -1;
+    if (symlink(examples, in_dir("clone/examples")))
         return -1;
     return chdir(in_dir("clone"));
 }
