@@ -21,7 +21,7 @@ typedef struct chamber_asking {
     const op_chat *chat;
     op_model *model;
     int32_t adapter;          /* -1: none */
-    op_model *partner;        /* goes on with a reply of which `handover` sentences were said; NULL: none. Of the same vocabulary */
+    op_model *partner;        /* goes on with a reply of which `handover` tokens that end in . ? or ! were said; NULL: none. Of the same vocabulary */
     int32_t partner_adapter;
     int64_t handover;
     const op_chamber_options *world;

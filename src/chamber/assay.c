@@ -17,7 +17,7 @@
 const op_option op_chamber_assay_table[] = {
     {"model", OP_OPTION_STRING, AT(model), NULL, 0, 0, NULL, "model directory; needed"},
     {"partner", OP_OPTION_STRING, AT(partner), NULL, 0, 0, NULL, "a second model of the same vocabulary, which goes on with each reply; unset: the first answers alone"},
-    {"handover", OP_OPTION_INT, AT(handover), "1", 1, OP_CHAMBER_SEGMENTS_MAX, NULL, "sentences of a reply after which the partner goes on; a shorter reply stands"},
+    {"handover", OP_OPTION_INT, AT(handover), "1", 1, OP_CHAMBER_SEGMENTS_MAX, NULL, "sentences of a reply (tokens that end in . ? or !) after which the partner goes on; a shorter reply stands"},
     {"output_dir|output", OP_OPTION_STRING, AT(output_dir), NULL, 0, 0, NULL, "where results.json goes; unset: nowhere"},
     {"n", OP_OPTION_INT, AT(n), "300", 1, 1 << 24, NULL, "fresh episodes that are asked"},
     {"by", OP_OPTION_LIST, AT(by), "rule,distance", 0, 0, NULL, "tags of the episodes by whose values answers are counted apart (operant chamber sample --json shows all tags)"},

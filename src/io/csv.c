@@ -6,6 +6,8 @@
 #include "io/json.h"
 #include "io/utf8.h"
 
+enum { COLUMNS_MAX = 4096 };
+
 typedef struct reader {
     const char *at, *end, *name;
     int line;
@@ -16,6 +18,12 @@ typedef struct reader {
 static op_status complain(const reader *r, int line, const char *what)
 {
     return op_error_set(r->e, OP_ERR_FORMAT, "%s: line %d: %s", r->name, line, what);
+}
+
+static op_status keep(reader *r, const char *bytes, size_t n)
+{
+    op_status s = op_buf_add(&r->field, bytes, n);
+    return s ? op_error_set(r->e, s, "%s: line %d: a field: %s", r->name, r->line, op_status_string(s)) : OP_OK;
 }
 
 static const char *text_of(const reader *r)
@@ -31,8 +39,8 @@ static op_status read_quoted(reader *r)
     for (r->at++; !s && r->at < r->end; r->at++) {
         if (*r->at == '"' && (++r->at == r->end || *r->at != '"'))
             return r->at == r->end || strchr(",\r\n", *r->at) ? OP_OK : complain(r, r->line, "found something behind a closing quote, expected a comma or the end of the line");
-        r->line += *r->at == '\n';
-        s = op_buf_add(&r->field, r->at, 1);
+        r->line += *r->at == '\n' || (*r->at == '\r' && (r->at + 1 == r->end || r->at[1] != '\n'));
+        s = keep(r, r->at, 1);
     }
     return s ? s : complain(r, begun, "a quote that is not closed");
 }
@@ -48,7 +56,7 @@ static op_status read_field(reader *r, bool *more)
         const char *from = r->at;
         while (r->at < r->end && !strchr(",\r\n", *r->at))
             r->at++;
-        s = op_buf_add(&r->field, from, (size_t)(r->at - from));
+        s = memchr(from, '"', (size_t)(r->at - from)) ? complain(r, r->line, "found a quote in a field that does not begin with one") : keep(r, from, (size_t)(r->at - from));
     }
     *more = r->at < r->end && *r->at == ',';
     r->at += *more;
@@ -69,6 +77,8 @@ static op_status read_row(reader *r, json_t *row)
     bool more = true;
     op_status s = OP_OK;
     while (!s && more) {
+        if (json_array_size(row) == COLUMNS_MAX)
+            return complain(r, r->line, "found more than 4096 fields");
         s = read_field(r, &more);
         if (!s && json_array_append_new(row, json_string(text_of(r))))
             s = op_error_set(r->e, OP_ERR_NOMEM, "%s: out of memory", r->name);
@@ -110,7 +120,7 @@ op_status op_csv_parse(const char *bytes, size_t n, const char *name, op_json_li
     bool mark = n >= 3 && !memcmp(bytes, "\xef\xbb\xbf", 3);
     reader r = {.at = bytes + 3 * mark, .end = bytes + n, .name = name, .line = 1, .e = e};
     json_t *keys = NULL;
-    op_status s = memchr(bytes, 0, n) ? op_error_set(e, OP_ERR_FORMAT, "%s: found a 0 byte, expected text", name) : OP_OK; /* from here on bytes are texts */
+    op_status s = n && memchr(bytes, 0, n) ? op_error_set(e, OP_ERR_FORMAT, "%s: found a 0 byte, expected text", name) : OP_OK; /* from here on bytes are texts */
     op_buf_init(&r.field, OP_JSON_BYTES_MAX);
     while (!s && r.at < r.end) {
         if (strchr("\r\n", *r.at)) {

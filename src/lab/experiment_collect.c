@@ -103,6 +103,15 @@ static json_t *pruned_object(const json_t *object, bool *ok)
     return out;
 }
 
+/* Where things lay, also in a command, says nothing about another machine. */
+static bool names_path(const char *text)
+{
+    for (const char *at = strchr(text, '/'); at; at = strchr(at + 1, '/'))
+        if ((at == text || strchr(" ='\":", at[-1])) && at[1] && !strchr(" /", at[1]))
+            return true;
+    return false;
+}
+
 static json_t *pruned(const json_t *value, bool *ok)
 {
     if (json_is_object(value))
@@ -110,8 +119,7 @@ static json_t *pruned(const json_t *value, bool *ok)
     if (json_is_array(value))
         return json_array_size(value) > LONGEST_LIST ? NULL : pruned_list(value, ok);
     const char *text = json_string_value(value);
-    bool path = text && (*text == '/' || strstr(text, " /") || strstr(text, "=/")); /* where things lay, also in a command, says nothing about another machine */
-    return path || json_string_length(value) > LONGEST_TEXT ? NULL : json_incref((json_t *)value);
+    return (text && names_path(text)) || json_string_length(value) > LONGEST_TEXT ? NULL : json_incref((json_t *)value);
 }
 
 /* ---- transcripts ---- */

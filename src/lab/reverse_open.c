@@ -177,7 +177,7 @@ op_status reverse_open_measure(const op_reverse *x, const op_subject *m, const r
 
 json_t *reverse_open_identity(const op_reverse *x, const reverse_probe *p, const char *model)
 {
-    return json_pack("{ss ss ss ss ss sI}", "open", p->open->hash, "rules", x->open_rules_hash, "judge", x->open_judge, "model", model, "says", p->says, "tokens",
+    return json_pack("{ss ss ss ss ss ss sI}", "open", p->open->hash, "name", p->name, "rules", x->open_rules_hash, "judge", x->open_judge, "model", model, "says", p->says, "tokens",
                      (json_int_t)x->open_tokens);
 }
 

@@ -274,8 +274,13 @@ static void rows_of_a_csv_are_objects_under_the_names_of_the_first(void **state)
     ROWS("a\n\"x\ny", "line 2: a quote that is not closed");
     ROWS("a\n\"x\"y\n", "line 2: found something behind a closing quote");
     ROWS("a\n\xff\n", "line 2: expected UTF-8");
+    ROWS("a,b\n1, \"no, stop\"\n", "line 2: found a quote in a field that does not begin with one");
+    ROWS("a\r\"x\ry\"z\r", "line 3: found something behind a closing quote");
     ROWS("a\nx\0y\n", "found a 0 byte");
 #undef ROWS
+    char wide[5000];
+    memset(wide, ',', sizeof wide);
+    rows_are(wide, sizeof wide, OP_ERR_FORMAT, "line 1: found more than 4096 fields");
 }
 
 static op_status read_rows(void *ctx, op_error *e)
