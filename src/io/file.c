@@ -11,6 +11,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/hash.h"
 #include "base/mem.h"
 
 static op_status io_error(op_error *e, const char *path, const char *verb)
@@ -58,6 +59,16 @@ op_status op_map_open(op_map *m, const char *path, op_error *e)
     else
         *m = (op_map){data, size};
     close(fd);
+    return s;
+}
+
+op_status op_file_hash(const char *path, char *hash, op_error *e)
+{
+    op_map m;
+    op_status s = op_map_open(&m, path, e);
+    if (!s)
+        op_hash(m.data, m.size, hash);
+    op_map_close(&m);
     return s;
 }
 

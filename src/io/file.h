@@ -20,6 +20,7 @@ typedef struct op_map {
 
 op_status op_map_open(op_map *m, const char *path, op_error *e); /* on failure *m is empty */
 void op_map_close(op_map *m);                                    /* an empty map is fine */
+op_status op_file_hash(const char *path, char *hash, op_error *e); /* hash[65]: SHA-256 of its bytes, as op_hash */
 
 /* Appends the file's bytes to *out, which must be initialised: its maximum is the limit. */
 op_status op_file_read(const char *path, op_buf *out, op_error *e);

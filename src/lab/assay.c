@@ -81,13 +81,10 @@ static op_status file_json(const char *path, json_t **out, op_error *e)
         *out = json_null();
         return OP_OK;
     }
-    op_map map;
-    op_status status = op_map_open(&map, path, e);
+    char hash[OP_HASH_HEX];
+    op_status status = op_file_hash(path, hash, e);
     if (status)
         return status;
-    char hash[OP_HASH_HEX];
-    op_hash(map.data, map.size, hash);
-    op_map_close(&map);
     *out = json_pack("{ss ss}", "path", path, "hash", hash);
     return *out ? OP_OK : no_memory(e);
 }

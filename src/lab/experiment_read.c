@@ -444,17 +444,6 @@ static op_status check_commands(const op_experiment *x, op_error *e)
     return status ? op_error_prefix(e, "%s", x->path) : OP_OK;
 }
 
-static op_status hash_file(const char *path, char hash[OP_HASH_HEX], op_error *e)
-{
-    op_map map;
-    op_status status = op_map_open(&map, path, e);
-    if (status)
-        return status;
-    op_hash(map.data, map.size, hash);
-    op_map_close(&map);
-    return OP_OK;
-}
-
 op_status op_experiment_read(op_experiment **out, const char *path, bool small, op_error *e)
 {
     *out = NULL;
@@ -464,7 +453,7 @@ op_status op_experiment_read(op_experiment **out, const char *path, bool small, 
     op_status status = x && spec && (x->path = op_strdup(path)) ? OP_OK : op_error_set(e, OP_ERR_NOMEM, "%s: out of memory", path);
     if (!status) {
         x->small = small;
-        status = hash_file(path, x->hash, e);
+        status = op_file_hash(path, x->hash, e);
     }
     if (!status && !(status = op_yaml_open(&r.doc, path, e))) {
         read_root(&r, spec, yaml_document_get_root_node(&r.doc), small);

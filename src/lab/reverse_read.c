@@ -125,17 +125,6 @@ static op_status path_of(const reader *r, const char *path, char **out)
     return op_path_exists(*out) ? OP_OK : op_error_set(r->e, OP_ERR_IO, "%s: the file \"%s\" does not exist%s", r->x->path, *out, r->data ? "" : " (data=DIRECTORY says where data lie)");
 }
 
-static op_status hash_file(const char *path, char hash[OP_HASH_HEX], op_error *e)
-{
-    op_map map;
-    op_status s = op_map_open(&map, path, e);
-    if (s)
-        return s;
-    op_hash(map.data, map.size, hash);
-    op_map_close(&map);
-    return OP_OK;
-}
-
 /* ---- settings of training, and of the chamber: mappings that other tables understand ---- */
 
 static op_status set_all(void *settings, const op_option *table, const json_t *object, const char *prefix, const char *where, op_error *e)
@@ -226,11 +215,11 @@ static op_status read_own_data(const reader *r, reverse_probe *p, const char *tr
 {
     op_status s = train ? path_of(r, train, &p->train_file) : OP_OK;
     if (!s && train)
-        s = hash_file(p->train_file, p->train_hash, r->e);
+        s = op_file_hash(p->train_file, p->train_hash, r->e);
     if (!s && opposite)
         s = path_of(r, opposite, &p->opposite_file);
     if (!s && opposite)
-        s = hash_file(p->opposite_file, p->opposite_hash, r->e);
+        s = op_file_hash(p->opposite_file, p->opposite_hash, r->e);
     return s;
 }
 
@@ -359,7 +348,7 @@ static op_status read_control(const reader *r, const op_reverse_options *o)
     if (!s)
         s = path_of(r, text ? text : file, &x->control);
     if (!s)
-        s = hash_file(x->control, x->control_hash, r->e);
+        s = op_file_hash(x->control, x->control_hash, r->e);
     if (!s)
         s = said_integer(r, c, "tokens", o->control_tokens, "control_tokens", 16, 1 << 24, &x->control_tokens, where);
     if (!s)
@@ -433,7 +422,7 @@ static op_status read_open(const reader *r)
         s = integer(r, o, "tokens", 1, 4096, &x->open_tokens, where);
     if (!s)
         s = path_of(r, rules, &x->open_rules);
-    return s ? s : hash_file(x->open_rules, x->open_rules_hash, r->e);
+    return s ? s : op_file_hash(x->open_rules, x->open_rules_hash, r->e);
 }
 
 static op_status read_watch(const reader *r)
@@ -489,7 +478,7 @@ static op_status read_settle(const reader *r)
     char *path = NULL;
     s = x->settle.train_file ? path_of(r, x->settle.train_file, &path) : op_error_set(r->e, OP_ERR_FORMAT, "%s: settle: key \"train_file\" is missing", x->path);
     if (!s)
-        s = hash_file(path, x->settle_hash, r->e);
+        s = op_file_hash(path, x->settle_hash, r->e);
     op_free(x->settle.train_file);
     x->settle.train_file = path;
     return s;

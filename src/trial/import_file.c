@@ -8,7 +8,6 @@
 
 #include "base/hash.h"
 #include "base/mem.h"
-#include "io/file.h"
 
 typedef struct reading {
     op_store *store;
@@ -87,17 +86,11 @@ static op_status import_line(void *ctx, json_t *line, int number, op_error *e)
 op_status op_import_file(op_store *s, const char *path, const op_chat *chat, const op_import_options *o, op_import_result *out, op_error *e)
 {
     reading r = {.store = s, .path = path, .chat = chat, .o = o, .result = out};
-    op_map map;
     *out = (op_import_result){0};
-    op_status status = op_map_open(&map, path, e);
+    op_status status = op_store_begin(s, e);
     if (status)
         return status;
-    op_hash(map.data, map.size, r.hash);
-    op_map_close(&map);
-    status = op_store_begin(s, e);
-    if (status)
-        return status;
-    status = op_json_lines(path, import_line, &r, e);
+    status = op_json_lines_hashed(path, r.hash, import_line, &r, e);
     if (!status && !out->lines)
         status = op_error_set(e, OP_ERR_FORMAT, "%s: no lines", path);
     if (status)
